@@ -1,0 +1,47 @@
+"""Factorizes the weights of ONNX models, rewrites the graph, and proves that the outputs agree."""
+
+from onnxlr.errors import (
+    DataError,
+    ExitCode,
+    ModelError,
+    NothingRewrittenError,
+    OnnxlrError,
+    OnnxlrWarning,
+    OutputError,
+    PlanError,
+    RuntimeFailureError,
+    UsageError,
+    VerificationError,
+)
+from onnxlr.model import Model
+from onnxlr.model import open_model as open  # noqa: A004  (onnxlr.open reads as what it does)
+from onnxlr.pipeline import decompose, inspect, plan, rewrite, verify
+from onnxlr.plan import Plan
+from onnxlr.stages import Chain
+from onnxlr.version import VERSION
+
+__version__ = VERSION
+
+__all__ = [
+    "Chain",
+    "DataError",
+    "ExitCode",
+    "Model",
+    "ModelError",
+    "NothingRewrittenError",
+    "OnnxlrError",
+    "OnnxlrWarning",
+    "OutputError",
+    "Plan",
+    "PlanError",
+    "RuntimeFailureError",
+    "UsageError",
+    "VerificationError",
+    "__version__",
+    "decompose",
+    "inspect",
+    "open",
+    "plan",
+    "rewrite",
+    "verify",
+]

@@ -1,0 +1,222 @@
+"""Builds the rewritten model beside its place, proves it, and hands it out or not."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxlr.calibration import DataSource
+from onnxlr.errors import (
+    ModelError,
+    NothingRewrittenError,
+    OnnxlrWarning,
+    PlanError,
+    VerificationError,
+)
+from onnxlr.layers import find_layers
+from onnxlr.model import Model, open_model
+from onnxlr.model.saving import copy_model, staging, write_model
+from onnxlr.plan import Plan, Proposal
+from onnxlr.progress import Progress
+from onnxlr.rewriting import METADATA_KEY, LayerRecord, Rewriting, follow_plan
+from onnxlr.verification import Report, Subject, Tolerance, prove
+from onnxlr.version import VERSION
+
+__all__ = ["Conditions", "Delivery", "RewriteResult", "verify_files"]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How a result is verified; the fields are the arguments of `onnxlr.verify`."""
+
+    tolerance: Tolerance
+    data: DataSource | None
+    seed: int
+    isolate: bool
+    progress: Progress
+
+    def prove(self, subject: Subject) -> Report:
+        """Make both proofs."""
+        return prove(subject, self.tolerance, self.data, self.seed, self.isolate, self.progress)
+
+
+@dataclass(frozen=True)
+class RewriteResult:
+    """A finished rewrite.
+
+    Attributes
+    ----------
+    output
+        The file written; None if the result was not handed out.
+    plan
+        What was done; the same plan gives the same bytes again.
+    layers
+        What became of each layer, in graph order.
+    report
+        The verification; None where nothing was rewritten and the output is a copy.
+    bytes_before, bytes_after
+        Of the model's files, external data included.
+    """
+
+    output: Path | None
+    plan: Plan
+    layers: tuple[LayerRecord, ...]
+    report: Report | None
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A rewrite under way.
+
+    Attributes
+    ----------
+    source
+        The opened model; it is changed.
+    reopen
+        Opens the same model anew.
+    output
+        The file to write.
+    target, seed
+        As in the plan.
+    """
+
+    source: Model
+    reopen: Callable[[], Model]
+    output: Path
+    target: str
+    seed: int
+
+    def carry_out(
+        self,
+        proposals: Iterable[Proposal],
+        conditions: Conditions,
+        require_change: bool,
+        keep: bool,
+    ) -> RewriteResult:
+        """Rewrite, prove, save; see `onnxlr.rewrite`."""
+        sha256, before = self.source.sha256, _file_bytes(self.source)
+        outputs = [value.name for value in self.source.proto.graph.output]
+        conditions.tolerance.check_outputs(outputs)
+        rewriting = Rewriting(self.source, self.reopen(), self.target)
+        choices = {}
+        for proposal in proposals:
+            rewriting.add(proposal)
+            choices[proposal.layer.name] = proposal.choice
+        plan = Plan(choices, sha256, self.target, self.seed, VERSION)
+        if plan.is_empty:
+            return self._copy(plan, rewriting, before, require_change)
+        rewriting.finish(plan)
+        with staging(self.output) as folder:
+            write_model(self.source, folder, self.output.name)
+            after = sum(file.stat().st_size for file in folder.iterdir())
+            report = _prove(rewriting, self.reopen(), folder / self.output.name, conditions)
+            written = self.output if report.passed or keep else None
+            result = RewriteResult(written, plan, tuple(rewriting.records), report, before, after)
+            if written is None:
+                (folder / self.output.name).unlink()
+        if not report.passed:
+            raise VerificationError(_failure(report), report, result)
+        return result
+
+    def _copy(
+        self, plan: Plan, rewriting: Rewriting, before: int, require_change: bool
+    ) -> RewriteResult:
+        records = tuple(rewriting.records)
+        if require_change:
+            raise NothingRewrittenError(
+                f"{self.source.name}: no layer was rewritten ({len(records)} found), "
+                "but --require-change was given"
+            )
+        with staging(self.output) as folder:
+            copy_model(self.source, folder, self.output.name)
+        return RewriteResult(self.output, plan, records, None, before, before)
+
+
+def _prove(
+    rewriting: Rewriting, original: Model, rewritten: Path, conditions: Conditions
+) -> Report:
+    """Prove what a rewriting made; the reference model exists only meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="onnxlr-reference-") as name:
+        folder = Path(name)
+        write_model(rewriting.reference, folder, "reference.onnx")
+        rewriting.release()
+        return conditions.prove(
+            Subject(
+                original=original,
+                original_file=original.path or _stored(original, folder),
+                rewritten_file=rewritten,
+                reference_file=folder / "reference.onnx",
+                sites=rewriting.sites,
+                dtypes=rewriting.dtypes,
+                int8_data=rewriting.int8_data,
+            )
+        )
+
+
+def verify_files(
+    original: Model, reopen: Callable[[], Model], rewritten: Path, conditions: Conditions
+) -> Report:
+    """Prove a rewritten file; see `onnxlr.verify`."""
+    other = open_model(rewritten)
+    _check_interface(original, other)
+    plan = _plan_of(other, original)
+    if plan is not None:
+        rewriting = Rewriting(original, reopen(), plan.target)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OnnxlrWarning)
+            for proposal in follow_plan(original, find_layers(original), plan, conditions.progress):
+                rewriting.add(proposal)
+        rewriting.finish(plan)
+        return _prove(rewriting, reopen(), rewritten, conditions)
+    with tempfile.TemporaryDirectory(prefix="onnxlr-original-") as name:
+        file = original.path or _stored(original, Path(name))
+        return conditions.prove(Subject(original, file, rewritten, None))
+
+
+def _plan_of(rewritten: Model, original: Model) -> Plan | None:
+    """Return the plan in a model's metadata if it made it out of the original."""
+    for entry in reversed(rewritten.proto.metadata_props):
+        if entry.key.startswith(METADATA_KEY):
+            try:
+                plan = Plan.loads(entry.value, f"{rewritten.name}: metadata '{entry.key}'")
+            except PlanError:
+                return None
+            return plan if plan.source_sha256 == original.sha256 else None
+    return None
+
+
+def _check_interface(original: Model, other: Model) -> None:
+    for kind in ("input", "output"):
+        expected = [v.name for v in getattr(original.proto.graph, kind)]
+        found = [v.name for v in getattr(other.proto.graph, kind)]
+        initializers = original.initializers.keys() | other.initializers.keys()
+        expected = [name for name in expected if name not in initializers or kind == "output"]
+        found = [name for name in found if name not in initializers or kind == "output"]
+        if expected != found:
+            raise ModelError(
+                f"{other.name}: its {kind}s are {found}, expected those of {original.name}: "
+                f"{expected}"
+            )
+
+
+def _stored(model: Model, folder: Path) -> Path:
+    copy_model(model, folder, "original.onnx")
+    return folder / "original.onnx"
+
+
+def _file_bytes(model: Model) -> int:
+    if model.path is None:
+        return int(model.proto.ByteSize())
+    files = (model.path, *(model.directory / name for name in model.external_files()))
+    return sum(file.stat().st_size for file in files)
+
+
+def _failure(report: Report) -> str:
+    worst = ", ".join(f"'{drift.layer}'" for drift in report.drifts[:3])
+    more = f"; it drifts most at {worst}" if worst else ""
+    return f"{report.failures[0]}{more}"

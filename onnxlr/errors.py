@@ -1,0 +1,102 @@
+"""The closed set of errors a user can meet, each with its exit code.
+
+Every message is one sentence that names the file, the node, what was found and what was expected.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxlr.delivery import RewriteResult
+    from onnxlr.verification import Report
+
+__all__ = [
+    "DataError",
+    "ExitCode",
+    "ModelError",
+    "NothingRewrittenError",
+    "OnnxlrError",
+    "OnnxlrWarning",
+    "OutputError",
+    "PlanError",
+    "RuntimeFailureError",
+    "UsageError",
+    "VerificationError",
+]
+
+
+class ExitCode(IntEnum):
+    """What a finished command tells the shell."""
+
+    DONE = 0
+    VERIFICATION_FAILED = 1
+    USAGE = 2
+    MODEL = 3
+    NOTHING_REWRITTEN = 4
+    DEFECT = 70
+    INTERRUPTED = 130
+
+
+class OnnxlrWarning(UserWarning):
+    """Something onnxlr did as asked although it advises against it."""
+
+
+class OnnxlrError(Exception):
+    """Base of all errors that are not a defect of onnxlr."""
+
+    exit_code = ExitCode.DEFECT
+
+
+class UsageError(OnnxlrError):
+    """An argument that cannot be followed: unknown method, pattern without a match, bad budget."""
+
+    exit_code = ExitCode.USAGE
+
+
+class DataError(UsageError):
+    """Input data that does not fit the model: missing input, wrong dtype or shape, unreadable."""
+
+
+class PlanError(UsageError):
+    """A plan that cannot be read, or that was made for another model."""
+
+
+class OutputError(UsageError):
+    """An output path that cannot be written, or that is the input."""
+
+
+class ModelError(OnnxlrError):
+    """A model that cannot be handled: unreadable, invalid, NaN weights, shapes that disagree."""
+
+    exit_code = ExitCode.MODEL
+
+
+class RuntimeFailureError(ModelError):
+    """A model that ONNX Runtime cannot load or run on the inputs it was given."""
+
+
+class NothingRewrittenError(OnnxlrError):
+    """No layer was rewritten although a change was required."""
+
+    exit_code = ExitCode.NOTHING_REWRITTEN
+
+
+class VerificationError(OnnxlrError):
+    """The rewritten model's outputs do not agree with the original's.
+
+    Attributes
+    ----------
+    report
+        All comparisons, the failed checks and the drift at each rewritten layer.
+    result
+        Where a rewrite failed: what became of each layer; None from `verify`.
+    """
+
+    exit_code = ExitCode.VERIFICATION_FAILED
+
+    def __init__(self, message: str, report: Report, result: RewriteResult | None = None) -> None:
+        super().__init__(message)
+        self.report = report
+        self.result = result

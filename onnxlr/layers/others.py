@@ -1,0 +1,28 @@
+"""Operators that multiply by weights and are left alone: listed, so that nothing is hidden."""
+
+from __future__ import annotations
+
+__all__ = ["LEFT_ALONE"]
+
+_QUANTISED = "already quantised: left alone"
+_RECURRENT = "a recurrent operator: its weights are not handled"
+
+LEFT_ALONE = {
+    ("", "ConvTranspose"): "a transposed convolution, not handled yet",
+    ("", "MatMulInteger"): _QUANTISED,
+    ("", "QLinearMatMul"): _QUANTISED,
+    ("", "ConvInteger"): _QUANTISED,
+    ("", "QLinearConv"): _QUANTISED,
+    ("", "LSTM"): _RECURRENT,
+    ("", "GRU"): _RECURRENT,
+    ("", "RNN"): _RECURRENT,
+    ("com.microsoft", "MatMulNBits"): _QUANTISED,
+    ("com.microsoft", "DynamicQuantizeMatMul"): _QUANTISED,
+    ("com.microsoft", "MatMulIntegerToFloat"): _QUANTISED,
+    ("com.microsoft", "QGemm"): _QUANTISED,
+    ("com.microsoft", "FusedMatMul"): "a fused operator of ONNX Runtime: rewrite before fusing",
+    ("com.microsoft", "FusedGemm"): "a fused operator of ONNX Runtime: rewrite before fusing",
+    ("com.microsoft", "FusedConv"): "a fused operator of ONNX Runtime: rewrite before fusing",
+    ("com.microsoft", "Attention"): "a fused operator of ONNX Runtime: rewrite before fusing",
+}
+"""Reason by domain and operator type."""

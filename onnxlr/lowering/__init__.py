@@ -1,0 +1,15 @@
+"""Writing a stage as ONNX nodes: one file per way of writing, and targets that order them."""
+
+from onnxlr.lowering.context import ACTIVATIONS, Context
+from onnxlr.lowering.layers import lower_layer
+from onnxlr.lowering.targets import TARGETS, LoweringRefusedError, Target, find_target
+
+__all__ = [
+    "ACTIVATIONS",
+    "TARGETS",
+    "Context",
+    "LoweringRefusedError",
+    "Target",
+    "find_target",
+    "lower_layer",
+]

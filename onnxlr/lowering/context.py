@@ -1,0 +1,35 @@
+"""What a lowering must respect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["ACTIVATIONS", "Context"]
+
+ACTIVATIONS = ("float", "dynamic_int8")
+"""What the data may be computed in: floats only, or int8 chosen by the runtime as it runs."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """The model a stage is written into.
+
+    Attributes
+    ----------
+    opset
+        Version of the standard operators.
+    ir_version
+        Version of the file format.
+    dtype
+        Float type of the data and of the weight that is replaced.
+    activations
+        One of `ACTIVATIONS`.
+    """
+
+    opset: int
+    ir_version: int
+    dtype: np.dtype[Any]
+    activations: str = "float"

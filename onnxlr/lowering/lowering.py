@@ -1,0 +1,51 @@
+"""What a lowering is: one way of writing a stage as nodes, which may refuse with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from onnxlr.stages import Linear
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+    from onnxlr.lowering.context import Context
+    from onnxlr.lowering.nodes import Nodes
+    from onnxlr.lowering.place import Place
+
+__all__ = ["Lowering", "shared_operand"]
+
+
+class Lowering(Protocol):
+    """Writes a stage as ONNX nodes."""
+
+    name: str
+
+    def refuses(self, stage: Linear, context: Context, place: Place) -> str | None:
+        """Return why this stage cannot be written this way here, None if it can."""
+
+    def emit(self, stage: Linear, nodes: Nodes, x: gs.Tensor, place: Place) -> gs.Variable:
+        """Write the stage applied to `x` and return its result."""
+
+
+def shared_operand(
+    nodes: Nodes, stage: Linear, place: Place, write: Callable[[], gs.Tensor]
+) -> gs.Tensor:
+    """Return a stage's constant as this place takes it, writing it if no site has yet.
+
+    Sites that need it the other way round transpose what is there: the file holds it once, and ONNX
+    Runtime folds the Transpose when it loads the model.
+    """
+    key = (id(stage), place.is_kernel)
+    if key not in nodes.operands:
+        nodes.operands[key] = (place.flip, write())
+    flip, operand = nodes.operands[key]
+    if flip == place.flip:
+        return operand
+    axes = list(range(len(stage.shape)))
+    axes[-2:] = axes[:-3:-1]
+    dims = list(stage.shape)
+    if place.flip:
+        dims[-2:] = dims[:-3:-1]
+    return nodes.add("Transpose", [operand], "Transpose", dims, {"perm": axes})

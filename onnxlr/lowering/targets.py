@@ -1,0 +1,69 @@
+"""Targets: ordered lists of lowerings, of which the first that accepts a stage writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from onnxlr.errors import UsageError
+from onnxlr.lowering.cast_weights import CastWeights
+from onnxlr.lowering.dequantize_linear import DequantizeLinear
+from onnxlr.lowering.float_weights import FloatWeights
+
+if TYPE_CHECKING:
+    from onnxlr.lowering.context import Context
+    from onnxlr.lowering.lowering import Lowering
+    from onnxlr.lowering.place import Place
+    from onnxlr.stages import Linear
+
+__all__ = ["TARGETS", "LoweringRefusedError", "Target", "find_target"]
+
+
+class LoweringRefusedError(UsageError):
+    """No lowering of the target can write a stage; the message gives each one's reason."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the rewritten model will run on.
+
+    Attributes
+    ----------
+    name
+        `onnx`: standard operators only, any runtime.
+    lowerings
+        In order of preference.
+    """
+
+    name: str
+    lowerings: tuple[Lowering, ...]
+
+    def choose(self, stage: Linear, context: Context, place: Place) -> Lowering:
+        """Return the first lowering that accepts; raises LoweringRefusedError if none does."""
+        reasons = []
+        for lowering in self.lowerings:
+            reason = lowering.refuses(stage, context, place)
+            if reason is None:
+                return lowering
+            reasons.append(f"{lowering.name}: {reason}")
+        raise LoweringRefusedError(
+            f"target {self.name} cannot write a {stage.weight.format.kind} matrix here "
+            f"({'; '.join(reasons)})"
+        )
+
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (Target("onnx", (FloatWeights(), CastWeights(), DequantizeLinear())),)
+}
+"""All targets by name."""
+
+
+def find_target(name: str) -> Target:
+    """Return the target of that name; raises UsageError naming the nearest."""
+    if name in TARGETS:
+        return TARGETS[name]
+    near = get_close_matches(name, TARGETS, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(TARGETS)}"
+    raise UsageError(f"target '{name}' is unknown; {hint}")

@@ -1,0 +1,8 @@
+"""What approximates a weight: one file per method."""
+
+from onnxlr.methods.budget import Budget
+from onnxlr.methods.method import Keep, Method, Options, Setting
+from onnxlr.methods.registry import METHODS, find_method
+from onnxlr.methods.svd import Svd
+
+__all__ = ["METHODS", "Budget", "Keep", "Method", "Options", "Setting", "Svd", "find_method"]

@@ -1,0 +1,70 @@
+"""How much of a weight to keep, said in one of several ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from onnxlr.errors import UsageError
+
+__all__ = ["DEFAULT_MAX_ERROR", "Budget"]
+
+DEFAULT_MAX_ERROR = 0.05
+"""Relative error allowed for each layer where nothing else is asked."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At most one of the fields is given; none means `max_error` at its default.
+
+    Attributes
+    ----------
+    rank
+        The rank itself; never more than the weight's smaller side.
+    ratio
+        Parameters of the factors as a fraction of the weight's, 0 < ratio.
+    bits
+        Stored bits for each entry of the original weight, scales included.
+    energy
+        Share of the squared singular values to keep, 0 < energy ≤ 1.
+    max_error
+        Largest relative error `‖W − Ŵ‖/‖W‖` in the metric, 0 ≤ max_error < 1.
+    """
+
+    rank: int | None = None
+    ratio: float | None = None
+    bits: float | None = None
+    energy: float | None = None
+    max_error: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [field.name for field in fields(Budget) if getattr(self, field.name) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} are both given, expected one budget")
+        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
+            raise UsageError(f"rank {self.rank} is not a whole number of at least 1")
+        for name in ("ratio", "bits"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} {value} is not above 0")
+        if self.energy is not None and not 0 < self.energy <= 1:
+            raise UsageError(f"energy {self.energy} is not above 0 and at most 1")
+        if self.max_error is not None and not 0 <= self.max_error < 1:
+            raise UsageError(f"max_error {self.max_error} is not at least 0 and below 1")
+
+    @property
+    def limits_error(self) -> bool:
+        """Whether the budget is an error, given or the default."""
+        given = (self.rank, self.ratio, self.bits, self.energy)
+        return all(value is None for value in given)
+
+    @property
+    def error_limit(self) -> float:
+        """The largest relative error allowed, where the budget is an error."""
+        return DEFAULT_MAX_ERROR if self.max_error is None else self.max_error
+
+    def __str__(self) -> str:
+        for field in fields(Budget):
+            value = getattr(self, field.name)
+            if value is not None:
+                return f"{field.name} {value:g}"
+        return f"max_error {DEFAULT_MAX_ERROR:g}"

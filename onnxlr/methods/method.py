@@ -1,0 +1,97 @@
+"""What a method is: mathematics that turns a weight into a chain, and knows no ONNX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxlr.metrics import Frobenius, Metric
+from onnxlr.numbers import Format
+from onnxlr.stages import Chain
+
+__all__ = ["Keep", "Method", "NoOptions", "Options", "Setting"]
+
+
+class Options(Protocol):
+    """A frozen dataclass; command line flags and the plan's schema derive from its fields."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A method without options."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is told beside its own options.
+
+    Attributes
+    ----------
+    format
+        How the factors are kept.
+    compute
+        Float type of the model, which scales are kept in.
+    metric
+        What the error is measured in.
+    seed
+        Of methods that draw random numbers.
+    """
+
+    format: Format
+    compute: np.dtype[Any]
+    metric: Metric = field(default_factory=Frobenius)
+    seed: int = 0
+
+    @classmethod
+    def for_weight(
+        cls,
+        weight: npt.NDArray[Any],
+        format: str | None = None,
+        metric: Metric | None = None,
+        seed: int = 0,
+    ) -> Setting:
+        """Return the setting for a weight: its own float type unless a format is named.
+
+        Raises
+        ------
+        UsageError
+            If the format is unknown.
+        """
+        parsed = Format.parse(format or weight.dtype.name)
+        return cls(parsed, weight.dtype, metric or Frobenius(), seed)
+
+
+class Method(Protocol):
+    """Approximates a weight by a chain."""
+
+    name: str
+    options: type[Options]
+
+    def factorize(self, weight: npt.NDArray[Any], options: Any, setting: Setting) -> Chain:
+        """Return the chain for a weight of finite numbers, shape `(*batch, inputs, outputs)`.
+
+        `options` is an instance of the method's own options.
+        """
+
+    def settle(self, options: Any, chain: Chain) -> Options:
+        """Return the options that give this very chain again, as a plan records them."""
+
+
+class Keep:
+    """Leaves the weight as it is."""
+
+    name = "keep"
+    options: type[Options] = NoOptions
+
+    def factorize(self, weight: npt.NDArray[Any], options: Any, setting: Setting) -> Chain:  # noqa: ARG002
+        """Refuse: a kept layer is not touched, so that there is nothing to factorize."""
+        raise ValueError("a kept layer has no chain")
+
+    def settle(self, options: Any, chain: Chain) -> Options:  # noqa: ARG002
+        """Return no options."""
+        return NoOptions()

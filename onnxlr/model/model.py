@@ -1,0 +1,118 @@
+"""The model as it lies in its file: the original proto, where its external data is, its hash."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from onnxlr.model.names import Names
+from onnxlr.model.scopes import scopes
+from onnxlr.model.shapes import TensorType, infer_types
+from onnxlr.model.tensors import is_external, read_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import numpy.typing as npt
+
+__all__ = ["Model", "tensors_of"]
+
+_READ_SIZE = 1 << 20
+
+
+class Model:
+    """An opened model; `onnxlr.open` makes one.
+
+    Attributes
+    ----------
+    proto
+        The model's own proto. External tensors hold their location, not their values.
+    path
+        The file it was read from; None for a model that was given as a proto or as bytes.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, path: Path | None) -> None:
+        self.proto = proto
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """What messages call the model: its file, or the name of its graph."""
+        return str(self.path) if self.path else f"model '{self.proto.graph.name}'"
+
+    @property
+    def directory(self) -> Path:
+        """The folder that external data is relative to."""
+        return self.path.parent if self.path else Path()
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators; 1 where the model does not import them."""
+        versions = [o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")]
+        return max(versions, default=1)
+
+    @property
+    def ir_version(self) -> int:
+        """Version of the file format."""
+        return int(self.proto.ir_version)
+
+    @cached_property
+    def names(self) -> Names:
+        """All names in use, and new ones."""
+        return Names(self.proto)
+
+    @cached_property
+    def types(self) -> Mapping[str, TensorType]:
+        """What is known of the types of the main graph's tensors."""
+        return infer_types(self.proto)
+
+    @cached_property
+    def initializers(self) -> Mapping[str, onnx.TensorProto]:
+        """The main graph's initializers by name."""
+        return {tensor.name: tensor for tensor in self.proto.graph.initializer}
+
+    def read(self, tensor: onnx.TensorProto) -> npt.NDArray[Any]:
+        """Return the values of one of the model's tensors; raises ModelError if it cannot."""
+        return read_tensor(tensor, self.directory)
+
+    def external_files(self) -> list[str]:
+        """Return the locations of external data the model refers to, sorted, each once."""
+        locations = {
+            entry.value
+            for tensor in tensors_of(self.proto)
+            if is_external(tensor)
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+        return sorted(locations)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the file's bytes and of the external data behind it."""
+        digest = hashlib.sha256()
+        if self.path is None:
+            digest.update(self.proto.SerializeToString(deterministic=True))
+            return digest.hexdigest()
+        for file in (self.path, *(self.directory / name for name in self.external_files())):
+            with file.open("rb") as stream:
+                while block := stream.read(_READ_SIZE):
+                    digest.update(block)
+        return digest.hexdigest()
+
+
+def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor message in which a model can keep values, at any depth."""
+    for scope in scopes(model):
+        if isinstance(scope.graph, onnx.GraphProto):
+            yield from scope.graph.initializer
+            for sparse in scope.graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+        for node in scope.graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors

@@ -1,0 +1,49 @@
+"""Names that collide with nothing in the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnxlr.model.scopes import scopes
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Names"]
+
+
+class Names:
+    """All names a model uses, for tensors and nodes, at any depth; hands out new ones.
+
+    Tensors and nodes share one set, so that a new name is unique in every sense a tool may ask for.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._taken: set[str] = {""}
+        self._new: set[str] = set()
+        for scope in scopes(model):
+            self._take(scope.graph)
+
+    def _take(self, graph: onnx.GraphProto | onnx.FunctionProto) -> None:
+        for node in graph.node:
+            self._taken.update((node.name, *node.input, *node.output))
+        for values in (graph.input, graph.output, graph.value_info):
+            self._taken.update(v if isinstance(v, str) else v.name for v in values)
+        if hasattr(graph, "initializer"):
+            self._taken.update(tensor.name for tensor in graph.initializer)
+            self._taken.update(tensor.values.name for tensor in graph.sparse_initializer)
+
+    def trial(self) -> Names:
+        """Return the same names for an attempt that may be dropped: what it takes stays free."""
+        copy = object.__new__(Names)
+        copy._taken, copy._new = self._taken, set(self._new)
+        return copy
+
+    def new(self, wanted: str) -> str:
+        """Return `wanted`, or `wanted` with the least number behind it that makes it unused."""
+        name, number = wanted, 1
+        while name in self._taken or name in self._new:
+            number += 1
+            name = f"{wanted}.{number}"
+        self._new.add(name)
+        return name

@@ -1,0 +1,96 @@
+"""Types and shapes of a graph's tensors, as far as they are known without running it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx
+from onnx import TensorProto, shape_inference
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Dim", "TensorType", "infer_types"]
+
+Dim = int | str | None
+"""A known size, a symbol, or nothing known."""
+
+_SHAPE_LIKE = 1024
+"""Tensors up to this many bytes keep their values: they may be the shape a Reshape needs."""
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """What is known of a tensor: its ONNX element type and its dimensions (None: unknown rank)."""
+
+    elem_type: int
+    dims: tuple[Dim, ...] | None
+
+    @classmethod
+    def of(cls, value: onnx.ValueInfoProto) -> TensorType | None:
+        """Return the type a value info states, None for sequences, maps and optionals."""
+        if not value.type.HasField("tensor_type"):
+            return None
+        tensor = value.type.tensor_type
+        if not tensor.HasField("shape"):
+            return cls(tensor.elem_type, None)
+        return cls(tensor.elem_type, tuple(_dim(d) for d in tensor.shape.dim))
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return dim.dim_param or None
+
+
+def infer_types(model: onnx.ModelProto) -> Mapping[str, TensorType]:
+    """Return the types of the main graph's tensors by name.
+
+    Shape inference sees the model without its weights, so a model of any size can be asked. Where
+    it fails (operators it does not know are no failure) only what the file states is returned.
+    """
+    bare = _without_weights(model)
+    try:
+        bare = shape_inference.infer_shapes(bare, data_prop=True)
+    except (shape_inference.InferenceError, RuntimeError, ValueError):
+        bare = _without_weights(model)
+    values = (*bare.graph.input, *bare.graph.value_info, *bare.graph.output)
+    types = {value.name: TensorType.of(value) for value in values}
+    for tensor in model.graph.initializer:
+        types[tensor.name] = TensorType(tensor.data_type, tuple(tensor.dims))
+    return {name: known for name, known in types.items() if known is not None}
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    bare = onnx.ModelProto(ir_version=model.ir_version)
+    bare.opset_import.extend(model.opset_import)
+    bare.functions.extend(model.functions)
+    graph = bare.graph
+    graph.name = model.graph.name
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
+    graph.initializer.extend(_light(tensor) for tensor in model.graph.initializer)
+    for node in model.graph.node:
+        graph.node.append(_light_node(node))
+    return bare
+
+
+def _light_node(node: onnx.NodeProto) -> onnx.NodeProto:
+    if node.op_type != "Constant" or node.ByteSize() <= _SHAPE_LIKE:
+        return node
+    light = onnx.NodeProto(op_type=node.op_type, domain=node.domain, name=node.name)
+    light.output.extend(node.output)
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            light.attribute.add(name=attribute.name, type=attribute.type, t=_light(attribute.t))
+        else:
+            light.attribute.append(attribute)
+    return light
+
+
+def _light(tensor: TensorProto) -> TensorProto:
+    if tensor.data_location != TensorProto.EXTERNAL and tensor.ByteSize() <= _SHAPE_LIKE:
+        return tensor
+    return TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)

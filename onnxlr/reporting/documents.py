@@ -1,0 +1,51 @@
+"""Results as JSON documents, each with the name and version of its schema."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from onnxlr.errors import OnnxlrError
+from onnxlr.plan import Choice, Plan
+
+__all__ = ["error_document", "to_document"]
+
+
+def to_document(kind: str, result: object) -> dict[str, Any]:
+    """Return a result as JSON values under the schema `onnxlr.<kind>/1`.
+
+    Fields of results become keys of the same name. Numbers that JSON has not (infinity) become
+    null.
+    """
+    values = _plain(result)
+    return {"schema": f"onnxlr.{kind}/1", **values}
+
+
+def error_document(error: OnnxlrError) -> dict[str, Any]:
+    """Return an error as JSON values under the schema `onnxlr.error/1`."""
+    return {
+        "schema": "onnxlr.error/1",
+        "error": type(error).__name__,
+        "message": str(error),
+        "exit_code": int(error.exit_code),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Plan | Choice):
+        return value.to_json()
+    if is_dataclass(value) and not isinstance(value, type):
+        plain = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        for derived in ("passed", "failures"):
+            if derived not in plain and hasattr(value, derived):
+                plain[derived] = _plain(getattr(value, derived))
+        return plain
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    return value

@@ -1,0 +1,209 @@
+"""Tables for a terminal, within its width."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import isfinite
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from onnxlr.delivery import RewriteResult
+from onnxlr.inspection import Inspection, LayerSummary
+from onnxlr.plan import Plan
+from onnxlr.rewriting import LayerRecord
+from onnxlr.verification import Check, Comparison, Report
+
+__all__ = ["print_inspection", "print_plan", "print_report", "print_rewrite"]
+
+_WORST = 10
+"""Most layers listed by drift."""
+
+
+def print_inspection(console: Console, inspection: Inspection) -> None:
+    """Print a line per layer that can be rewritten, then the others by reason."""
+    console.print(
+        f"[bold]{escape(inspection.model)}[/]  opset {inspection.opset}, "
+        f"IR {inspection.ir_version}, {_size(inspection.bytes)} in tensors"
+    )
+    layers = [layer for layer in inspection.layers if layer.skip is None]
+    table = _table("layer", "operator", "inputs×outputs", "share", "mul-adds", "rank", "even")
+    for layer in layers:
+        table.add_row(
+            escape(layer.name),
+            layer.operator + (f" ×{layer.sites}" if layer.sites > 1 else ""),
+            _shape(layer.shape),
+            f"{layer.share:.1%}",
+            _work(layer),
+            f"{layer.rank90}/{layer.rank99}",
+            str(layer.break_even),
+        )
+    if layers:
+        console.print(table)
+        console.print(
+            "[dim]rank: singular values that hold 90 % / 99 % of the energy; even: largest rank "
+            "whose factors have fewer parameters than the weight; mul-adds: for one item of every "
+            "unknown dimension (+)[/]"
+        )
+    _print_skipped(console, inspection.layers)
+
+
+def _print_skipped(console: Console, layers: tuple[LayerSummary, ...]) -> None:
+    skipped = [layer for layer in layers if layer.skip is not None]
+    if not skipped:
+        return
+    table = _table("left alone", "operator", "share", "reason", right=("share",))
+    for layer in skipped:
+        share = f"{layer.share:.1%}" if layer.bytes else ""
+        table.add_row(escape(layer.name), layer.operator, share, escape(layer.skip or ""))
+    console.print(table)
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """Print a line per layer that will be rewritten, and why others stay."""
+    chosen = {name: choice for name, choice in plan.layers.items() if not choice.keeps}
+    if chosen:
+        table = _table("layer", "method", "format", right=())
+        for name, choice in chosen.items():
+            table.add_row(escape(name), f"{choice.method} {choice.options}", choice.format or "own")
+        console.print(table)
+    kept = {name: choice for name, choice in plan.layers.items() if choice.keeps}
+    _print_reasons(console, [choice.reason or "kept" for choice in kept.values()])
+
+
+def print_rewrite(console: Console, result: RewriteResult) -> None:
+    """Print what became of each layer, the proofs, and the sizes."""
+    _print_records(console, result.layers)
+    if result.report is not None:
+        print_report(console, result.report)
+    ratio = result.bytes_after / result.bytes_before if result.bytes_before else 1.0
+    if result.output is None:
+        console.print(
+            "[red]Nothing was written[/]: the rewritten model does not hold what was asked."
+        )
+    elif result.report is None:
+        console.print(f"[yellow]Nothing was rewritten[/]: {escape(str(result.output))} is a copy.")
+    else:
+        console.print(
+            f"[green]Wrote[/] {escape(str(result.output))}: {_size(result.bytes_before)} → "
+            f"{_size(result.bytes_after)} ({ratio:.1%})"
+        )
+
+
+def _print_records(console: Console, records: tuple[LayerRecord, ...]) -> None:
+    rewritten = [record for record in records if not record.choice.keeps]
+    if rewritten:
+        table = _table("layer", "inputs×outputs", "method", "error", "bytes", "of before")
+        for record in rewritten:
+            kind = f", {record.choice.format}" if record.choice.format else ""
+            table.add_row(
+                escape(record.name),
+                _shape(record.shape),
+                f"{record.choice.method} {record.choice.options}{kind}",
+                _number(record.error),
+                _size(record.bytes_after),
+                f"{record.bytes_after / max(record.bytes_before, 1):.0%}",
+            )
+        console.print(table)
+        console.print("[dim]error: relative Frobenius error of the weight[/]")
+    _print_reasons(console, [r.choice.reason or "kept" for r in records if r.choice.keeps])
+
+
+def _print_reasons(console: Console, reasons: list[str]) -> None:
+    if not reasons:
+        return
+    general = Counter(_general(reason) for reason in reasons)
+    console.print(f"{len(reasons)} layer{'s' if len(reasons) != 1 else ''} left alone:")
+    for reason, number in general.most_common(_WORST):
+        console.print(f"  {number} × {escape(reason)}")
+    if len(general) > _WORST:
+        console.print(f"  and {len(general) - _WORST} more reasons (--json lists all)")
+
+
+def _general(reason: str) -> str:
+    """Return a reason without the figures of one layer: like reasons are counted together."""
+    if " bytes, the layer as it is " in reason:
+        return "the factors would take more bytes than the layer as it is"
+    return reason
+
+
+def print_report(console: Console, report: Report) -> None:
+    """Print both proofs with one line per output, then what failed and where it drifts."""
+    console.print(f"Verified with {escape(report.runtime)} on {escape(report.data)}")
+    table = _table(
+        "proof", "opt.", "output", "cosine", "rel. L2", "max abs", "SQNR dB", "top-1", ""
+    )
+    for check in report.checks:
+        for comparison in check.comparisons:
+            table.add_row(*_comparison_row(check, comparison))
+    console.print(table)
+    tolerances = {check.proof: check.tolerance for check in report.checks}
+    console.print(
+        "[dim]asked: " + "; ".join(f"{proof} {text}" for proof, text in tolerances.items()) + "[/]"
+    )
+    for note in report.notes:
+        console.print(f"[yellow]note:[/] {escape(note)}")
+    for failure in report.failures:
+        console.print(f"[red]failed:[/] {escape(failure)}")
+    if report.drifts:
+        drifts = _table("drifts most at", "rel. L2", "cosine")
+        for drift in report.drifts[:_WORST]:
+            drifts.add_row(escape(drift.layer), _number(drift.relative_l2), f"{drift.cosine:.5f}")
+        console.print(drifts)
+
+
+def _comparison_row(check: Check, comparison: Comparison) -> list[str]:
+    mark = "[green]✓[/]" if _holds(check, comparison) else "[red]✗[/]"
+    row = [check.proof, check.optimisation, escape(comparison.output)]
+    if not comparison.is_float:
+        return [*row, "", "", "", "", f"{comparison.agreement:.2%}", mark]
+    return [
+        *row,
+        f"{comparison.cosine:.5f}",
+        _number(comparison.relative_l2),
+        _number(comparison.max_abs),
+        f"{comparison.sqnr:.1f}" if isfinite(comparison.sqnr) else "∞",
+        "" if comparison.top1 is None else f"{comparison.top1:.2%}",
+        mark,
+    ]
+
+
+def _holds(check: Check, comparison: Comparison) -> bool:
+    return not any(f"'{comparison.output}'" in failure for failure in check.failures)
+
+
+def _table(*columns: str, right: tuple[str, ...] | None = None) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for position, column in enumerate(columns):
+        numeric = position > 0 if right is None else column in right
+        long = position == 0 or column in ("output", "reason")
+        table.add_column(
+            column, justify="right" if numeric and not long else "left", overflow="fold"
+        )
+    return table
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "×".join(map(str, shape)) if shape else ""
+
+
+def _work(layer: LayerSummary) -> str:
+    if layer.multiply_adds is None:
+        return "?"
+    count, unit = float(layer.multiply_adds), ""
+    for unit in ("", "k", "M", "G", "T"):
+        if count < 1000 or unit == "T":
+            break
+        count /= 1000
+    return f"{count:.3g}{unit}" + ("+" if layer.per else "")
+
+
+def _size(count: int) -> str:
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1000:.1f} kB" if count < 1_000_000 else f"{count / 1_000_000:.2f} MB"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"

@@ -1,0 +1,164 @@
+"""Runs a model file in ONNX Runtime, or in ONNX's reference evaluator where kernels are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from onnx.reference import ReferenceEvaluator
+
+__all__ = ["LEVELS", "ExecutionError", "execute"]
+
+LEVELS = ("all", "none")
+"""Graph optimisation as ONNX Runtime does it by default, and none."""
+
+_ORT_LEVELS = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+
+
+class ExecutionError(Exception):
+    """The model cannot be loaded or run; the message is one sentence."""
+
+
+class _Runner(Protocol):
+    name: str
+    outputs: list[str]
+
+    def run(self, feeds: dict[str, npt.NDArray[Any]]) -> list[Any]: ...
+
+
+def execute(
+    model: str, feeds: Sequence[str], results: str, levels: Sequence[str], taps: Sequence[str]
+) -> tuple[str, list[str]]:
+    """Run a model as `Job` says; return the runtime's name and the names of what is stored.
+
+    Raises
+    ------
+    ExecutionError
+        If it cannot be loaded or run.
+    """
+    runner: _Runner | None = None
+    for level in levels:
+        runner = _load(model, level, taps)
+        folder = Path(results, level)
+        folder.mkdir(parents=True, exist_ok=True)
+        for position, file in enumerate(feeds):
+            with np.load(file) as arrays:
+                inputs = {name: arrays[name] for name in arrays.files}
+            outputs = _run(runner, inputs)
+            np.savez(folder / f"{position:06}.npz", **_as_arrays(outputs))  # type: ignore[arg-type]
+    if runner is None:
+        raise ExecutionError("no level of optimisation was asked for")
+    return runner.name, runner.outputs
+
+
+def _load(model: str, level: str, taps: Sequence[str]) -> _Runner:
+    try:
+        return _OrtRunner(model, level, taps)
+    except Exception as error:  # noqa: BLE001  (its exceptions share no base class)
+        if not _lacks_kernel(error):
+            raise ExecutionError(
+                f"ONNX Runtime {ort.__version__} cannot load it: {_line(error)}"
+            ) from None
+        try:
+            return _ReferenceRunner(model, taps)
+        except Exception as other:  # noqa: BLE001
+            raise ExecutionError(
+                f"neither ONNX Runtime ({_line(error)}) nor ONNX's reference evaluator "
+                f"({_line(other)}) can load it"
+            ) from None
+
+
+def _run(runner: _Runner, inputs: dict[str, npt.NDArray[Any]]) -> list[Any]:
+    try:
+        return runner.run(inputs)
+    except Exception as error:  # noqa: BLE001
+        raise ExecutionError(
+            f"{runner.name} cannot run it on these inputs: {_line(error)}"
+        ) from None
+
+
+def _lacks_kernel(error: Exception) -> bool:
+    return "NOT_IMPLEMENTED" in str(error) or type(error).__name__ == "NotImplemented"
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 400 else text[:400] + "…"
+
+
+class _OrtRunner:
+    def __init__(self, model: str, level: str, taps: Sequence[str]) -> None:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = _ORT_LEVELS[level]
+        options.log_severity_level = 4
+        source: str | bytes = model
+        if taps:
+            folder = str(Path(model).absolute().parent)
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", folder
+            )
+            source = _tapped(model, taps).SerializeToString()
+        self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self.outputs = [value.name for value in self._session.get_outputs()]
+        self.name = f"ONNX Runtime {ort.__version__}"
+
+    def run(self, feeds: dict[str, npt.NDArray[Any]]) -> list[Any]:
+        results: list[Any] = self._session.run(None, feeds)
+        return results
+
+
+class _ReferenceRunner:
+    def __init__(self, model: str, taps: Sequence[str]) -> None:
+        proto = onnx.load(model)
+        _add_outputs(proto, taps)
+        self._evaluator = ReferenceEvaluator(proto)
+        self.outputs = list(self._evaluator.output_names)
+        self.name = f"ONNX's reference evaluator {onnx.__version__}"
+
+    def run(self, feeds: dict[str, npt.NDArray[Any]]) -> list[Any]:
+        return list(self._evaluator.run(None, feeds))
+
+
+def _tapped(model: str, taps: Sequence[str]) -> onnx.ModelProto:
+    proto = onnx.load(model, load_external_data=False)
+    _add_outputs(proto, taps)
+    return proto
+
+
+def _add_outputs(proto: onnx.ModelProto, taps: Sequence[str]) -> None:
+    present = {value.name for value in proto.graph.output}
+    for name in dict.fromkeys(taps):
+        if name not in present:
+            proto.graph.output.add(name=name)
+
+
+def _as_arrays(outputs: Iterable[Any]) -> dict[str, npt.NDArray[Any]]:
+    """Flatten outputs to arrays: a sequence or map becomes several, named `position.part`."""
+    arrays = {}
+    for position, output in enumerate(outputs):
+        for part, value in _parts(output):
+            array = np.asarray(value)
+            if array.dtype == object:  # strings
+                array = array.astype(str)
+            arrays[f"{position}{part}"] = array
+    return arrays
+
+
+def _parts(output: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(output, dict):
+        for key in sorted(output):
+            yield f".{key}", output[key]
+    elif isinstance(output, list | tuple):
+        for index, value in enumerate(output):
+            for part, leaf in _parts(value):
+                yield f".{index}{part}", leaf
+    elif output is not None:
+        yield "", output

@@ -1,0 +1,101 @@
+"""A job: run one model file on stored inputs and store its outputs.
+
+Jobs run in child processes, one after the other: a model's memory is given back before the next
+one loads, and a crash of the runtime is an error message instead of the end of onnxlr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from onnxlr.errors import RuntimeFailureError
+from onnxlr.runtime.execution import LEVELS, ExecutionError, execute
+
+__all__ = ["LEVELS", "Job", "Outcome", "run_job"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run.
+
+    Attributes
+    ----------
+    model
+        The model's file.
+    feeds
+        Files of inputs, one `.npz` each, run in order.
+    results
+        Folder that outputs go to: `<results>/<level>/<position of the feed>.npz`.
+    levels
+        Levels of graph optimisation to run at, among `LEVELS`.
+    taps
+        Names of further tensors of the main graph to store, behind the outputs.
+    """
+
+    model: str
+    feeds: Sequence[str]
+    results: str
+    levels: Sequence[str] = LEVELS
+    taps: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What ran: the runtime and its version, and the names of the stored tensors in order."""
+
+    runtime: str
+    outputs: tuple[str, ...]
+
+
+def run_job(job: Job, name: str, isolate: bool = True) -> Outcome:
+    """Run a job; `name` is what messages call the model.
+
+    Parameters
+    ----------
+    isolate
+        Whether to use a child process.
+
+    Raises
+    ------
+    RuntimeFailureError
+        If the runtime cannot load or run the model, or dies.
+    """
+    if isolate:
+        return _run_in_child(job, name)
+    try:
+        runtime, outputs = execute(**asdict(job))
+    except ExecutionError as error:
+        raise RuntimeFailureError(f"{name}: {error}") from None
+    return Outcome(runtime, tuple(outputs))
+
+
+def _run_in_child(job: Job, name: str) -> Outcome:
+    with tempfile.TemporaryDirectory(prefix="onnxlr-job-") as folder:
+        task, answer = Path(folder, "task.json"), Path(folder, "answer.json")
+        task.write_text(json.dumps(asdict(job)), encoding="utf-8")
+        command = [sys.executable, "-m", "onnxlr.runtime.child", str(task), str(answer)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if not answer.exists():
+            raise RuntimeFailureError(f"{name}: {_cause_of_death(done)}")
+        values = json.loads(answer.read_text(encoding="utf-8"))
+    if "error" in values:
+        raise RuntimeFailureError(f"{name}: {values['error']}")
+    return Outcome(values["runtime"], tuple(values["outputs"]))
+
+
+def _cause_of_death(done: subprocess.CompletedProcess[str]) -> str:
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if done.returncode >= 0:
+        return f"the process that runs it ended with code {done.returncode}: {last}"
+    name = signal.Signals(-done.returncode).name
+    hint = " (out of memory?)" if name == "SIGKILL" else ""
+    return f"the process that runs it was ended by {name}{hint}: {last}"

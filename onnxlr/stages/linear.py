@@ -1,0 +1,53 @@
+"""A matrix applied to the last axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxlr.numbers import Encoded, Format, encode
+
+__all__ = ["Linear"]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """`y = x @ W`, with `W` of shape `(*batch, inputs, outputs)` kept in some format."""
+
+    weight: Encoded
+
+    @classmethod
+    def of(cls, matrix: npt.NDArray[Any]) -> Linear:
+        """Return the stage of an exact matrix (kept in float64)."""
+        return cls(encode(matrix, Format("float64")))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the matrix, `(*batch, inputs, outputs)`."""
+        return self.weight.shape
+
+    @property
+    def parameters(self) -> int:
+        """Entries of the matrix."""
+        return int(self.weight.codes.size)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrix in its format."""
+        return self.weight.nbytes
+
+    def apply(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Return `x @ W` in float64; `x` has shape `(..., inputs)`."""
+        product: npt.NDArray[np.float64] = np.asarray(x, np.float64) @ self.weight.decode()
+        return product
+
+    def operations(self, positions: int) -> int:
+        """Return the multiply-adds for `positions` rows (for each matrix of a batch)."""
+        return positions * self.parameters
+
+    def encoded(self, format: Format, compute: npt.DTypeLike) -> Linear:
+        """Return the same step with its matrix rounded to `format`."""
+        return Linear(encode(self.weight.decode(), format, compute))

@@ -1,0 +1,242 @@
+"""The two proofs: that the file computes the approximation, and that the approximation holds."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxlr.calibration import DataSource, Feeds, load_feeds, random_feeds, signature
+from onnxlr.errors import DataError, RuntimeFailureError
+from onnxlr.layers import Site
+from onnxlr.model import Model
+from onnxlr.progress import Progress, silent
+from onnxlr.runtime import LEVELS, Job, Outcome, run_job
+from onnxlr.verification.comparison import Comparison, compare
+from onnxlr.verification.report import Check, Drift, Report
+from onnxlr.verification.tolerance import Tolerance
+
+__all__ = ["EMISSION_LIMITS", "Subject", "prove"]
+
+EMISSION_LIMITS = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2}
+"""Relative L2 distance allowed between a rewritten model and the dense approximation, by the
+coarsest float type of the rewritten weights."""
+
+INT8_DATA_LIMIT = 5e-2
+"""The same where the plan allows the runtime to round the data to int8, with optimisation on."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be proved.
+
+    Attributes
+    ----------
+    original
+        The opened original model.
+    original_file, rewritten_file, reference_file
+        The files to run; the reference is the original with dense approximations for weights, None
+        if it cannot be had.
+    sites
+        Sites that were rewritten, for the drift.
+    dtypes
+        Names of the float types of the rewritten weights.
+    int8_data
+        Whether the plan lets the runtime round data to int8.
+    """
+
+    original: Model
+    original_file: Path
+    rewritten_file: Path
+    reference_file: Path | None
+    sites: Sequence[Site] = ()
+    dtypes: frozenset[str] = frozenset()
+    int8_data: bool = False
+
+
+def prove(
+    subject: Subject,
+    tolerance: Tolerance,
+    data: DataSource | None = None,
+    seed: int = 0,
+    isolate: bool = True,
+    progress: Progress = silent,
+) -> Report:
+    """Run the models one after the other on the same inputs, with graph optimisation on and off.
+
+    Raises
+    ------
+    DataError
+        If the data does not fit the model.
+    RuntimeFailureError
+        If the original cannot be run.
+    UsageError
+        If the tolerance names an output the model has not.
+    """
+    tolerance.check_outputs([value.name for value in subject.original.proto.graph.output])
+    with _workplace() as folder:
+        run = _Runs(folder, isolate, progress, 2 + (subject.reference_file is not None))
+        description, feeds, outcome = _run_original(run, subject, data, seed)
+        checks = []
+        if subject.reference_file is not None:
+            run.model(subject.reference_file, "the reference model", "reference", feeds)
+        run.model(subject.rewritten_file, "the rewritten model", "rewritten", feeds)
+        if subject.reference_file is not None:
+            checks += [_emission(run, subject, outcome, level) for level in LEVELS]
+        checks += [_approximation(run, tolerance, outcome, level) for level in LEVELS]
+        drifts: tuple[Drift, ...] = ()
+        if not all(check.passed for check in checks):
+            drifts = _drifts(run, subject, feeds)
+        progress("verifying", run.total, run.total)
+        return Report(
+            description, data is None, outcome.runtime, tuple(checks), drifts, _notes(subject, data)
+        )
+
+
+def _notes(subject: Subject, data: DataSource | None) -> tuple[str, ...]:
+    notes = []
+    if data is None:
+        notes.append(
+            "random inputs: they show that the model runs and is wired right, and say little about "
+            "its quality on real data (give --data)"
+        )
+    if subject.reference_file is None:
+        notes.append("the emission proof was not made: the rewritten model holds no plan for it")
+    return tuple(notes)
+
+
+@contextmanager
+def _workplace() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="onnxlr-verify-") as name:
+        yield Path(name)
+
+
+class _Runs:
+    """Runs models on stored feeds and reads back their outputs."""
+
+    def __init__(self, folder: Path, isolate: bool, progress: Progress, total: int) -> None:
+        self.folder, self._isolate = folder, isolate
+        self._progress, self.total, self._done = progress, total, 0
+
+    def store(self, feeds: Iterable[Feeds]) -> list[str]:
+        """Write feeds to files and return their names."""
+        files = []
+        for position, feed in zip(count(), feeds, strict=False):
+            file = self.folder / f"feed-{position:06}.npz"
+            np.savez(file, **feed)  # type: ignore[arg-type]
+            files.append(str(file))
+        return files
+
+    def model(
+        self, file: Path, name: str, key: str, feeds: Sequence[str], taps: Sequence[str] = ()
+    ) -> Outcome:
+        """Run a model at every level; its outputs go under `key`."""
+        self._progress("verifying", self._done, self.total)
+        levels = LEVELS if not taps else LEVELS[:1]
+        job = Job(str(file), feeds, str(self.folder / key), levels, taps)
+        outcome = run_job(job, name, self._isolate)
+        self._done += not taps
+        return outcome
+
+    def compare(
+        self, expected: str, found: str, level: str, outputs: Sequence[str]
+    ) -> list[Comparison]:
+        """Compare what two models stored, output by output."""
+        return [
+            comparison
+            for position, output in enumerate(outputs)
+            for comparison in self._compare_output(expected, found, level, output, position)
+        ]
+
+    def _compare_output(
+        self, expected: str, found: str, level: str, output: str, position: int
+    ) -> Iterator[Comparison]:
+        files = sorted((self.folder / expected / level).glob("*.npz"))
+        keys: dict[str, None] = {}
+        for file in files:
+            with np.load(file) as arrays:
+                keys |= dict.fromkeys(
+                    k for k in arrays.files if k.partition(".")[0] == str(position)
+                )
+        for key in keys:
+            part = key.partition(".")[2]
+            label = f"{output}[{part}]" if part else output
+            yield compare(label, self._pairs(files, found, level, key))
+
+    def _pairs(
+        self, files: Sequence[Path], found: str, level: str, key: str
+    ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+        for file in files:
+            with np.load(file) as one, np.load(self.folder / found / level / file.name) as other:
+                if key in one.files or key in other.files:
+                    empty = np.zeros(0, np.float32)
+                    yield (
+                        one[key] if key in one.files else empty,
+                        other[key] if key in other.files else empty,
+                    )
+
+
+def _run_original(
+    run: _Runs, subject: Subject, data: DataSource | None, seed: int
+) -> tuple[str, list[str], Outcome]:
+    name = subject.original.name
+    if data is not None:
+        feeds = run.store(load_feeds(data, signature(subject.original)))
+        label = str(data) if isinstance(data, str | Path) else "the given data"
+        description = f"{label}: {len(feeds)} run{'s' if len(feeds) != 1 else ''}"
+        return description, feeds, run.model(subject.original_file, name, "original", feeds)
+    problem: RuntimeFailureError | None = None
+    for description, attempt in random_feeds(subject.original, seed):
+        feeds = run.store(attempt)
+        try:
+            return description, feeds, run.model(subject.original_file, name, "original", feeds)
+        except RuntimeFailureError as error:
+            if "cannot load" in str(error):
+                raise
+            problem = problem or error
+    raise DataError(f"{problem}; random inputs do not fit this model, give --data") from problem
+
+
+def _emission(run: _Runs, subject: Subject, outcome: Outcome, level: str) -> Check:
+    limit = max((EMISSION_LIMITS[name] for name in subject.dtypes), default=1e-4)
+    if subject.int8_data and level == "all":
+        limit = max(limit, INT8_DATA_LIMIT)
+    bound = Tolerance.parse(f"relative_l2<={limit:g}")
+    return _check(run, "emission", "reference", level, bound, outcome.outputs)
+
+
+def _approximation(run: _Runs, tolerance: Tolerance, outcome: Outcome, level: str) -> Check:
+    return _check(run, "approximation", "original", level, tolerance, outcome.outputs)
+
+
+def _check(
+    run: _Runs, proof: str, against: str, level: str, tolerance: Tolerance, outputs: Sequence[str]
+) -> Check:
+    comparisons = run.compare(against, "rewritten", level, outputs)
+    faults = [c.fault for c in comparisons if c.fault]
+    sound = [c for c in comparisons if not c.fault]
+    failures = (*faults, *tolerance.failures(sound))
+    return Check(proof, level, tolerance.text, tuple(comparisons), failures)
+
+
+def _drifts(run: _Runs, subject: Subject, feeds: Sequence[str]) -> tuple[Drift, ...]:
+    """Compare the outputs of the rewritten layers inside both models, worst first."""
+    sites = {site.output: site.label for site in subject.sites}
+    if not sites:
+        return ()
+    taps = list(sites)
+    before = run.model(subject.original_file, subject.original.name, "tapped", feeds, taps)
+    run.model(subject.rewritten_file, "the rewritten model", "tapped-rewritten", feeds, taps)
+    drifts = [
+        Drift(sites[c.output], c.relative_l2, c.cosine)
+        for c in run.compare("tapped", "tapped-rewritten", LEVELS[0], before.outputs)
+        if c.output in sites
+    ]
+    return tuple(sorted(drifts, key=lambda drift: -drift.relative_l2))

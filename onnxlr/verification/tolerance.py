@@ -1,0 +1,122 @@
+"""What outputs must hold: `cosine>=0.99`, `logits:top1>=0.98, max_abs<=0.1`."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from onnxlr.errors import UsageError
+from onnxlr.verification.comparison import METRICS, Comparison
+
+__all__ = ["DEFAULT_TOLERANCE", "Tolerance"]
+
+DEFAULT_TOLERANCE = "cosine>=0.99"
+
+_TERM = re.compile(
+    r"(?:(?P<output>.+):)?\s*(?P<metric>\w+)\s*(?P<sign><=|>=|<|>)\s*(?P<limit>[-+.\w]+)"
+)
+_SIGNS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+
+
+@dataclass(frozen=True)
+class _Term:
+    output: str | None
+    metric: str
+    sign: str
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.metric}{self.sign}{self.limit:g}"
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Conditions that must all hold.
+
+    A condition without an output's name is about every float output; `agreement` is about every
+    output. Where a model has no float output at all, such conditions are judged by `agreement`.
+    """
+
+    text: str
+    terms: tuple[_Term, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Tolerance:
+        """Read `[output:]metric>=limit`, several separated by commas.
+
+        Raises
+        ------
+        UsageError
+            If it cannot be understood; the message says what was expected.
+        """
+        terms = tuple(_parse_term(part.strip()) for part in text.split(","))
+        return cls(text, terms)
+
+    def failures(self, comparisons: Sequence[Comparison]) -> list[str]:
+        """Return a sentence for each condition that does not hold."""
+        failed = []
+        for term in self.terms:
+            for comparison in _subjects(term, comparisons):
+                value = _value(term, comparison)
+                if value is None:
+                    failed.append(f"output '{comparison.output}' has no {term.metric}")
+                elif not _SIGNS[term.sign](value, term.limit):
+                    metric = term.metric if comparison.is_float else "agreement"
+                    failed.append(
+                        f"output '{comparison.output}': {metric} is {value:.6g}, "
+                        f"expected {term.sign}{term.limit:g}"
+                    )
+        return failed
+
+    def check_outputs(self, outputs: Sequence[str]) -> None:
+        """Refuse conditions on outputs that the model has not; raises UsageError."""
+        for term in self.terms:
+            if term.output is not None and term.output not in outputs:
+                near = get_close_matches(term.output, outputs, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(outputs)}"
+                raise UsageError(
+                    f"tolerance '{self.text}': the model has no output '{term.output}'; {hint}"
+                )
+
+
+def _parse_term(text: str) -> _Term:
+    match = _TERM.fullmatch(text)
+    if not match:
+        raise UsageError(
+            f"tolerance '{text}' cannot be understood, expected for instance 'cosine>=0.99' or "
+            "'logits:max_abs<=0.1'"
+        )
+    metric = match["metric"]
+    if metric not in METRICS:
+        near = get_close_matches(metric, METRICS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(METRICS)}"
+        raise UsageError(f"tolerance '{text}': unknown measure '{metric}'; {hint}")
+    try:
+        limit = float(match["limit"])
+    except ValueError:
+        limit = float("nan")
+    if limit != limit:
+        raise UsageError(f"tolerance '{text}': '{match['limit']}' is not a number")
+    output = match["output"]
+    return _Term(output.strip() if output else None, metric, match["sign"], limit)
+
+
+def _subjects(term: _Term, comparisons: Sequence[Comparison]) -> list[Comparison]:
+    if term.output is not None:
+        return [c for c in comparisons if c.output == term.output]
+    if term.metric == "agreement":
+        return list(comparisons)
+    floats = [c for c in comparisons if c.is_float]
+    if term.metric == "top1":
+        floats = [c for c in floats if c.top1 is not None] or floats
+    return floats or list(comparisons)
+
+
+def _value(term: _Term, comparison: Comparison) -> float | None:
+    if not comparison.is_float:
+        return comparison.agreement
+    value: float | None = getattr(comparison, term.metric)
+    return value
