@@ -1,5 +1,6 @@
 """Factorizes the weights of ONNX models, rewrites the graph, and proves that the outputs agree."""
 
+from onnxlr.delivery import RewriteResult
 from onnxlr.errors import (
     DataError,
     ExitCode,
@@ -18,6 +19,7 @@ from onnxlr.model import open_model as open  # noqa: A004  (onnxlr.open reads as
 from onnxlr.pipeline import decompose, inspect, plan, rewrite, verify
 from onnxlr.plan import Plan
 from onnxlr.stages import Chain
+from onnxlr.verification import Report
 from onnxlr.version import VERSION
 
 __version__ = VERSION
@@ -34,6 +36,8 @@ __all__ = [
     "OutputError",
     "Plan",
     "PlanError",
+    "Report",
+    "RewriteResult",
     "RuntimeFailureError",
     "UsageError",
     "VerificationError",

@@ -29,14 +29,15 @@ def main() -> None:
     samples = MODELS / "demo_test.npz"
     with tempfile.TemporaryDirectory() as folder:
         console.print(
-            "[bold]onnxlr rewrite models/demo.onnx --layers 'classifier.*' --energy 0.8 "
-            "--data models/demo_test.npz[/]"
+            "[bold]onnxlr rewrite models/demo.onnx --layers classifier.hidden --ratio 0.5 "
+            "--format int8 --data models/demo_test.npz[/]"
         )
         result = onnxlr.rewrite(
             MODELS / "demo.onnx",
             Path(folder) / "demo.onnxlr.onnx",
-            layers=["classifier.*"],
-            energy=0.8,
+            layers=["classifier.hidden"],
+            ratio=0.5,
+            format="int8",
             data=samples,
         )
         print_rewrite(console, result)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,24 @@ DataSource = str | Path | Iterable[Mapping[str, Any]] | Mapping[str, Any]
 BATCH = 32
 """Most samples that are run at once out of one array."""
 
+_MAGIC = (b"PK", b"\x93NUMPY")
+"""How a `.npz` and a `.npy` file begin."""
+
 
 def load_feeds(source: DataSource, specs: Sequence[InputSpec]) -> Iterator[Feeds]:
     """Yield inputs that fit a model.
+
+    An array may hold more samples along its first axis than the model takes at once. Inputs are cut
+    into runs if they all have the same number of samples and the model states the same first
+    dimension for all of them: a fixed one gives runs of exactly that many samples, an open one runs
+    of at most `BATCH`. All other inputs are one run, as they are.
 
     Parameters
     ----------
     source
         A `.npz` file with an array under each input's name, a `.npy` file for a model of one input,
         a folder of such files (taken in the order of their names), `module:function` that yields
-        mappings of input names to arrays, or such mappings themselves. An array with more samples
-        along its first axis than the model takes at once is split.
+        mappings of input names to arrays, or such mappings themselves.
 
     Raises
     ------
@@ -41,8 +47,9 @@ def load_feeds(source: DataSource, specs: Sequence[InputSpec]) -> Iterator[Feeds
         If the data cannot be read, is empty, or does not fit.
     """
     found = False
-    for name, arrays in _mappings(source, specs):
-        for part in _split(arrays, specs):
+    for name, mapping in _mappings(source, specs):
+        arrays = _arrays(mapping, specs, name)
+        for part in _split(arrays, specs, name):
             found = True
             yield check_feeds(part, specs, name)
     if not found:
@@ -61,11 +68,13 @@ def _mappings(
     elif not isinstance(source, str | Path):
         for position, arrays in enumerate(source):
             yield from _from_item(arrays, f"the given data, item {position}")
-    elif Path(source).is_dir():
+    elif not str(source):
+        raise DataError("the name of the data is empty, expected a file, folder or module:function")
+    elif os.path.isdir(source):  # noqa: PTH112  (Path.is_dir raises for names that are too long)
         for file in sorted(Path(source).iterdir()):
             if file.suffix in (".npz", ".npy"):
                 yield str(file), _read_file(file, specs)
-    elif Path(source).exists():
+    elif os.path.exists(source):  # noqa: PTH110
         yield str(source), _read_file(Path(source), specs)
     elif isinstance(source, str) and _is_function(source):
         for position, arrays in enumerate(_call(source)):
@@ -89,16 +98,25 @@ def _read_file(path: Path, specs: Sequence[InputSpec]) -> Mapping[str, Any]:
     if path.suffix not in (".npz", ".npy"):
         raise DataError(f"{path}: expected a .npz or .npy file")
     try:
+        with path.open("rb") as stream:
+            if not stream.read(6).startswith(_MAGIC):
+                raise DataError(f"{path}: is not a file that numpy wrote")
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return _single(loaded, path, specs)
         with loaded:
             return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001  (numpy, zipfile and zlib raise what the bytes lead to)
+        reason = _line(error)
         if "allow_pickle" in reason:
             reason = "it holds Python objects (pickles), which are never loaded"
         raise DataError(f"{path}: cannot be read: {reason}") from None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _single(array: np.ndarray, path: Path, specs: Sequence[InputSpec]) -> Mapping[str, Any]:
@@ -123,35 +141,56 @@ def _call(source: str) -> Iterable[Any]:
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise DataError(f"{source}: module '{module_name}' cannot be imported: {error}") from None
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises
+        raise DataError(
+            f"{source}: module '{module_name}' cannot be imported: {_line(error)}"
+        ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise DataError(f"{source}: module '{module_name}' has no function '{function_name}'")
     try:
-        yield from function()
+        made = function()
+        if not isinstance(made, Iterable):
+            raise DataError(
+                f"{source}: returned {type(made).__name__}, expected mappings of input names to "
+                "arrays"
+            )
+        yield from ((made,) if isinstance(made, Mapping) else made)
     except DataError:
         raise
-    except Exception as error:
-        raise DataError(f"{source}: failed with {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise DataError(f"{source}: failed with {type(error).__name__}: {_line(error)}") from error
 
 
-def _split(arrays: Mapping[str, Any], specs: Sequence[InputSpec]) -> Iterator[Mapping[str, Any]]:
-    """Cut arrays along the first axis where all inputs have the same number of samples there.
+def _arrays(mapping: Mapping[str, Any], specs: Sequence[InputSpec], name: str) -> Feeds:
+    """Return a mapping's values as arrays; what the model does not take stays out of it."""
+    taken = {spec.name for spec in specs}
+    if missing := [spec for spec in specs if spec.name not in mapping]:
+        found = ", ".join(f"'{key}'" for key in mapping) or "nothing"
+        raise DataError(f"{name}: input {missing[0]} is missing; found {found}")
+    arrays = {}
+    for key in mapping:
+        if key in taken:
+            try:
+                arrays[key] = np.asarray(mapping[key])
+            except Exception as error:
+                raise DataError(f"{name}: input '{key}' is no array: {_line(error)}") from error
+    return arrays
 
-    A model with a fixed first dimension gets that many at a time, any other at most `BATCH`.
-    """
-    wanted = {spec.name: np.asarray(arrays[spec.name]) for spec in specs if spec.name in arrays}
-    sizes = {array.shape[0] if array.ndim else None for array in wanted.values()}
-    firsts = {spec.dims[0] if spec.dims else None for spec in specs}
-    fixed = {dim for dim in firsts if isinstance(dim, int)}
-    size = sizes.pop() if len(sizes) == 1 else None
-    if not size or len(fixed) > 1 or (fixed and len(firsts) > 1) or len(wanted) < len(specs):
+
+def _split(arrays: Feeds, specs: Sequence[InputSpec], name: str) -> Iterator[Feeds]:
+    """Cut arrays into runs by the rules of `load_feeds`."""
+    sizes = {array.shape[:1] for array in arrays.values()}
+    firsts = {spec.dims[:1] if spec.dims is not None else (None,) for spec in specs}
+    if len(sizes) != 1 or len(firsts) != 1 or () in sizes | firsts:
         yield arrays
         return
-    step = fixed.pop() if fixed else BATCH
-    if size <= step or (fixed and size % step) or step < 1 or (step != BATCH and size % step):
-        yield arrays
+    ((size,),), ((first,),) = sizes, firsts
+    if size == 0:
+        raise DataError(f"{name}: the arrays hold no samples: their first dimension is 0")
+    step = first if isinstance(first, int) and first > 0 else BATCH
+    if step == first and size % step:
+        yield arrays  # does not fit, which check_feeds words
         return
     for start in range(0, size, step):
-        yield {name: array[start : start + step] for name, array in wanted.items()}
+        yield {key: array[start : start + step] for key, array in arrays.items()}

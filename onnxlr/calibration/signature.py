@@ -56,13 +56,21 @@ class InputSpec:
 
 
 def signature(model: Model) -> list[InputSpec]:
-    """Return the inputs that must be fed: those without an initializer behind them."""
+    """Return the inputs that must be fed: those without an initializer behind them.
+
+    A negative dimension, which some exporters write, is an open one, as it is to ONNX Runtime.
+    """
     specs = []
     for value in model.proto.graph.input:
         if value.name not in model.initializers:
             known = TensorType.of(value) or TensorType(0, None)
-            specs.append(InputSpec(value.name, known.elem_type, known.dims))
+            dims = known.dims and tuple(map(_open_if_negative, known.dims))
+            specs.append(InputSpec(value.name, known.elem_type, dims))
     return specs
+
+
+def _open_if_negative(dim: Dim) -> Dim:
+    return None if isinstance(dim, int) and dim < 0 else dim
 
 
 def check_feeds(feeds: Mapping[str, Any], specs: Sequence[InputSpec], source: str) -> Feeds:
@@ -83,19 +91,33 @@ def check_feeds(feeds: Mapping[str, Any], specs: Sequence[InputSpec], source: st
         if spec.name not in feeds:
             found = ", ".join(f"'{name}'" for name in feeds) or "nothing"
             raise DataError(f"{source}: input {spec} is missing; found {found}")
-        array = np.asarray(feeds[spec.name])
         if not spec.elem_type:
             raise DataError(f"{source}: input {spec} cannot be given as an array")
+        array = np.asarray(feeds[spec.name])
+        if spec.elem_type == TensorProto.STRING and array.dtype.kind in "SO":
+            array = _as_text(array, spec, source)
         _check_array(array, spec, source)
         checked[spec.name] = array
     return checked
 
 
-def _check_array(array: npt.NDArray[Any], spec: InputSpec, source: str) -> None:
-    same_kind = array.dtype.kind in "USO" and spec.elem_type == TensorProto.STRING
-    if array.dtype != spec.dtype and not same_kind:
+def _as_text(array: npt.NDArray[Any], spec: InputSpec, source: str) -> npt.NDArray[np.str_]:
+    """Return bytes (UTF-8) or objects as strings, which can be stored without pickling."""
+    try:
+        texts = [x.decode() if isinstance(x, bytes) else str(x) for x in array.ravel()]
+    except UnicodeDecodeError:
         raise DataError(
-            f"{source}: input '{spec.name}' has dtype {array.dtype}, expected {spec.dtype}"
+            f"{source}: input '{spec.name}' has bytes that are not UTF-8, expected strings"
+        ) from None
+    return np.array(texts, np.str_).reshape(array.shape)
+
+
+def _check_array(array: npt.NDArray[Any], spec: InputSpec, source: str) -> None:
+    same_kind = array.dtype.kind == "U" and spec.elem_type == TensorProto.STRING
+    if array.dtype != spec.dtype and not same_kind:
+        expected = "strings" if spec.elem_type == TensorProto.STRING else spec.dtype
+        raise DataError(
+            f"{source}: input '{spec.name}' has dtype {array.dtype}, expected {expected}"
         )
     if spec.dims is None:
         return

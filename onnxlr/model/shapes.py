@@ -39,8 +39,10 @@ class TensorType:
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
-    if dim.HasField("dim_value"):
+    if dim.HasField("dim_value") and dim.dim_value >= 0:  # exporters write -1 for open
         return int(dim.dim_value)
+    if dim.dim_param.startswith("unk__"):  # shape inference's own name for what it does not know
+        return None
     return dim.dim_param or None
 
 
