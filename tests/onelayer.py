@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from onnxlr.errors import OnnxlrWarning
 from onnxlr.layers import find_layers
-from onnxlr.methods import Budget
+from onnxlr.methods import SvdOptions
 from onnxlr.model import open_model
 from onnxlr.plan import Choice, Plan
 from onnxlr.rewriting import Rewriting, follow_plan
@@ -107,7 +107,7 @@ def rewritten(model: onnx.ModelProto, choice: Choice) -> tuple[onnx.ModelProto, 
 
 def svd(rank: int, format: str | None = None, activations: str = "float") -> Choice:
     """Return the choice of a rank."""
-    return Choice("svd", Budget(rank=rank), format=format, activations=activations)
+    return Choice("svd", SvdOptions(rank=rank), format=format, activations=activations)
 
 
 def run(model: onnx.ModelProto, inputs: Mapping[str, Array], level: Any = LEVELS[1]) -> list[Array]:

@@ -3,6 +3,16 @@
 from onnxlr.methods.budget import Budget
 from onnxlr.methods.method import Keep, Method, Options, Setting
 from onnxlr.methods.registry import METHODS, find_method
-from onnxlr.methods.svd import Svd
+from onnxlr.methods.svd import Svd, SvdOptions
 
-__all__ = ["METHODS", "Budget", "Keep", "Method", "Options", "Setting", "Svd", "find_method"]
+__all__ = [
+    "METHODS",
+    "Budget",
+    "Keep",
+    "Method",
+    "Options",
+    "Setting",
+    "Svd",
+    "SvdOptions",
+    "find_method",
+]

@@ -58,6 +58,11 @@ class Budget:
         return all(value is None for value in given)
 
     @property
+    def limits_bytes(self) -> bool:
+        """Whether the budget is a size, so that the best fit is the one of least error."""
+        return self.ratio is not None or self.bits is not None
+
+    @property
     def error_limit(self) -> float:
         """The largest relative error allowed, where the budget is an error."""
         return DEFAULT_MAX_ERROR if self.max_error is None else self.max_error

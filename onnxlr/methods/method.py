@@ -40,12 +40,16 @@ class Setting:
         What the error is measured in.
     seed
         Of methods that draw random numbers.
+    groups
+        Of a convolution, whose weight is a kernel `(outputs, inputs/groups, *kernel)`; None for
+        matrices.
     """
 
     format: Format
     compute: np.dtype[Any]
     metric: Metric = field(default_factory=Frobenius)
     seed: int = 0
+    groups: int | None = None
 
     @classmethod
     def for_weight(
@@ -54,6 +58,7 @@ class Setting:
         format: str | None = None,
         metric: Metric | None = None,
         seed: int = 0,
+        groups: int | None = None,
     ) -> Setting:
         """Return the setting for a weight: its own float type unless a format is named.
 
@@ -63,7 +68,7 @@ class Setting:
             If the format is unknown.
         """
         parsed = Format.parse(format or weight.dtype.name)
-        return cls(parsed, weight.dtype, metric or Frobenius(), seed)
+        return cls(parsed, weight.dtype, metric or Frobenius(), seed, groups)
 
 
 class Method(Protocol):
@@ -73,9 +78,10 @@ class Method(Protocol):
     options: type[Options]
 
     def factorize(self, weight: npt.NDArray[Any], options: Any, setting: Setting) -> Chain:
-        """Return the chain for a weight of finite numbers, shape `(*batch, inputs, outputs)`.
+        """Return the chain for a weight of finite numbers.
 
-        `options` is an instance of the method's own options.
+        Its shape is `(*batch, inputs, outputs)`, or `(outputs, inputs/groups, *kernel)` where
+        `setting.groups` is given. `options` is an instance of the method's own options.
         """
 
     def settle(self, options: Any, chain: Chain) -> Options:

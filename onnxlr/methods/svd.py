@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,12 @@ from tensorly.tenalg.svd import svd_flip
 
 from onnxlr.errors import UsageError
 from onnxlr.methods.budget import Budget
+from onnxlr.methods.matricisation import Matricisation, matricisations
 from onnxlr.methods.method import Options, Setting
 from onnxlr.metrics import Metric
-from onnxlr.numbers import Format
-from onnxlr.stages import Chain, Linear, Scale, simplify
+from onnxlr.stages import Chain, Convolution
 
-__all__ = ["Spectrum", "Svd"]
+__all__ = ["Spectrum", "Svd", "SvdOptions"]
 
 Matrix = npt.NDArray[np.float64]
 
@@ -79,11 +80,10 @@ class Spectrum:
         behind = np.append(np.cumsum(squares[::-1])[::-1][1:], 0.0)
         return np.asarray(np.sqrt(behind / total))
 
-    def chain(self, rank: int) -> Chain:
-        """Return the chain of the first `rank` singular vectors, the values in the left factor."""
-        left, right = self.left[..., :, :rank], self.right[..., :rank, :]
-        stages = (Linear.of(left), Scale(self.values[..., :rank]), Linear.of(right))
-        return simplify(Chain(stages))
+    def factors(self, rank: int) -> tuple[Matrix, Matrix]:
+        """Return the first `rank` singular vectors on both sides, the values on the left."""
+        left = self.left[..., :, :rank] * self.values[..., None, :rank]
+        return left, self.right[..., :rank, :]
 
 
 def _decompose(weight: Matrix, metric: Metric) -> tuple[Matrix, Matrix, Matrix]:
@@ -111,94 +111,153 @@ def _decompose(weight: Matrix, metric: Metric) -> tuple[Matrix, Matrix, Matrix]:
     return metric.restore(left), values[order], right
 
 
+@dataclass(frozen=True)
+class SvdOptions(Budget):
+    """A budget, and for convolutions the form.
+
+    Attributes
+    ----------
+    form
+        How a convolution is split in two: `channel` (k×k, then 1×1), `input` (1×1, then k×k),
+        `spatial` (1×k, then k×1), `spatial_swapped` (k×1, then 1×k), or `auto`, the default: the
+        least error at equal bytes, or the least bytes within an error or energy.
+    """
+
+    form: str | None = None
+
+    def __str__(self) -> str:
+        form = f", {self.form}" if self.form else ""
+        return f"{super().__str__()}{form}"
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A chain, its rank, and what it is judged by."""
+
+    chain: Chain
+    rank: int
+    error: float
+    bytes: int
+
+
 class Svd:
     """Truncated singular value decomposition: the best approximation of a rank in the metric.
 
     `W ≈ U_r diag(s_r) V_rᵀ` (Eckart and Young 1936); under a metric `T`, `T⁻¹` of the truncated
-    decomposition of `T W`.
+    decomposition of `T W`. A convolution's kernel is seen as one matrix for each group, in one of
+    the forms of `matricisation`.
     """
 
     name = "svd"
-    options: type[Options] = Budget
+    options: type[Options] = SvdOptions
 
-    def factorize(self, weight: npt.NDArray[Any], options: Budget, setting: Setting) -> Chain:
-        """Return two factors `(*batch, inputs, rank)` and `(*batch, rank, outputs)`.
+    def factorize(self, weight: npt.NDArray[Any], options: SvdOptions, setting: Setting) -> Chain:
+        """Return two stages.
 
         Raises
         ------
         UsageError
-            If the format's own rounding error is above the `max_error` asked, or the budget does
-            not reach rank 1.
+            If the format's own rounding error is above the `max_error` asked, the budget does not
+            reach rank 1, or the weight has not got the form asked for.
         """
-        spectrum = Spectrum.of(weight, setting.metric)
-        rank = _rank(spectrum, options, setting.format, weight)
-        if setting.format.is_float or not options.limits_error:
-            return spectrum.chain(rank).encoded(setting.format, setting.compute)
-        return _within_error(spectrum, rank, options, setting, weight)
+        forms = matricisations(weight, setting.groups, options.form)
+        answers = [_attempt(form, options, setting) for form in forms]
+        fits = [answer for answer in answers if isinstance(answer, _Fit)]
+        if not fits:
+            raise next(answer for answer in answers if isinstance(answer, UsageError))
+        if options.limits_bytes:
+            return min(fits, key=lambda fit: fit.error).chain
+        return min(fits, key=lambda fit: fit.bytes).chain
 
-    def settle(self, options: Budget, chain: Chain) -> Budget:  # noqa: ARG002
-        """Return the rank the chain has."""
-        return Budget(rank=chain.stages[0].shape[-1])
+    def settle(self, options: SvdOptions, chain: Chain) -> SvdOptions:  # noqa: ARG002
+        """Return the rank and the form that the chain has."""
+        first, second = chain.stages
+        if not (isinstance(first, Convolution) and isinstance(second, Convolution)):
+            return SvdOptions(rank=first.shape[-1])
+        rank = second.weight.shape[1]
+        return SvdOptions(rank=rank, form=_form_of(first, second))
 
 
-def _rank(spectrum: Spectrum, options: Budget, format: Format, weight: npt.NDArray[Any]) -> int:
-    *_, inputs, outputs = weight.shape
+def _form_of(first: Convolution, second: Convolution) -> str:
+    if not second.window:
+        return "channel"
+    if not first.window:
+        return "input"
+    return (
+        "spatial" if len(first.window) == 1 and first.window > second.window else "spatial_swapped"
+    )
+
+
+def _attempt(form: Matricisation, options: SvdOptions, setting: Setting) -> _Fit | UsageError:
+    try:
+        return _fit(form, options, setting)
+    except UsageError as error:
+        return error
+
+
+def _fit(form: Matricisation, options: SvdOptions, setting: Setting) -> _Fit:
+    matrices = form.matrices()
+    spectrum = Spectrum.of(matrices, setting.metric)
+    rank = _rank(spectrum, options, setting, form)
+
+    def build(candidate: int) -> _Fit:
+        chain = form.chain(*spectrum.factors(candidate)).encoded(setting.format, setting.compute)
+        error = float(spectrum.errors()[candidate - 1])
+        if not setting.format.is_float:
+            error = _measured(chain, form, setting.metric)
+        return _Fit(chain, candidate, error, chain.cost.bytes)
+
+    fit = build(rank)
+    if not options.limits_error or fit.error <= options.error_limit or setting.format.is_float:
+        return fit
+    return _within_error(build, rank, spectrum.full_rank, options, setting)
+
+
+def _measured(chain: Chain, form: Matricisation, metric: Metric) -> float:
+    """Return the relative error of a chain in the metric, rounding included."""
+    exact = metric.weigh(form.matrices().astype(np.float64))
+    found = metric.weigh(form.like(chain.reconstruct()).matrices())
+    return float(np.linalg.norm(found - exact)) / (float(np.linalg.norm(exact)) or 1.0)
+
+
+def _rank(spectrum: Spectrum, options: SvdOptions, setting: Setting, form: Matricisation) -> int:
+    *_, rows, columns = form.matrices().shape
     if options.rank is not None:
         return min(options.rank, spectrum.full_rank)
     if options.ratio is not None:
-        rank = int(options.ratio * inputs * outputs / (inputs + outputs) + 1e-9)
+        rank = int(options.ratio * rows * columns / (rows + columns) + 1e-9)
     elif options.bits is not None:
-        rank = _rank_of_bits(options.bits, inputs, outputs, format)
+        available = options.bits * form.matrices().size / 8
+        scale = 0 if setting.format.is_float else setting.compute.itemsize
+        entry = setting.format.entry_bytes()
+        fixed = form.bytes(0, entry, scale)
+        rank = int((available - fixed) / (form.bytes(1, entry, scale) - fixed) + 1e-9)
     elif options.energy is not None:
         rank = int(np.searchsorted(spectrum.energies(), options.energy - 1e-12) + 1)
     else:
-        rank = _rank_of_error(spectrum.errors(), options.error_limit)
+        # errors descend; the full rank's is 0, so that there always is one within the limit
+        rank = int(np.argmax(spectrum.errors() <= options.error_limit) + 1)
     if rank < 1:
-        raise UsageError(f"{options} leaves less than rank 1 of a {inputs}×{outputs} weight")
+        raise UsageError(f"{options} leaves less than rank 1 of a {rows}×{columns} weight")
     return min(rank, spectrum.full_rank)
 
 
-def _rank_of_bits(bits: float, inputs: int, outputs: int, format: Format) -> int:
-    """Return the largest rank whose two factors fit, float32 scales of integer columns included."""
-    available = bits * inputs * outputs / 8
-    scale = 0 if format.is_float else 4
-    available -= scale * outputs
-    return int(available / ((inputs + outputs) * format.entry_bytes() + scale) + 1e-9)
-
-
-def _rank_of_error(errors: Matrix, limit: float) -> int:
-    # errors descend; the full rank's is 0, so that there always is one within the limit
-    return int(np.argmax(errors <= limit) + 1)
-
-
 def _within_error(
-    spectrum: Spectrum, rank: int, options: Budget, setting: Setting, weight: npt.NDArray[Any]
-) -> Chain:
+    build: Callable[[int], _Fit], rank: int, full_rank: int, options: SvdOptions, setting: Setting
+) -> _Fit:
     """Raise the rank until truncation and rounding together are within the error asked."""
-    limit, metric = options.error_limit, setting.metric
-    exact = metric.weigh(weight.astype(np.float64))
-    norm = float(np.linalg.norm(exact)) or 1.0
-
-    def build(candidate: int) -> tuple[Chain, float]:
-        chain = spectrum.chain(candidate).encoded(setting.format, setting.compute)
-        error = np.linalg.norm(metric.weigh(chain.reconstruct()) - exact)
-        return chain, float(error) / norm
-
-    chain, error = build(rank)
-    if error <= limit:
-        return chain
-    low, high = rank, spectrum.full_rank
-    chain, error = build(high)
-    if error > limit:
+    low, high = rank, full_rank
+    best = build(high)
+    if best.error > options.error_limit:
         raise UsageError(
-            f"rounding to {setting.format.kind} alone costs an error of {error:.2g}, "
+            f"rounding to {setting.format.kind} alone costs an error of {best.error:.2g}, "
             f"more than {options}"
         )
     while high - low > 1:
         middle = (low + high) // 2
-        attempt, error = build(middle)
-        if error <= limit:
-            chain, high = attempt, middle
+        attempt = build(middle)
+        if attempt.error <= options.error_limit:
+            best, high = attempt, middle
         else:
             low = middle
-    return chain
+    return best

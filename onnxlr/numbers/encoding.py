@@ -24,9 +24,11 @@ class Encoded:
     format
         The format.
     codes
-        Stored numbers, shape `(*batch, inputs, outputs)`, of the format's dtype.
+        Stored numbers of the format's dtype: a matrix or stack `(*batch, inputs, outputs)`, or a
+        convolution's kernel `(outputs, inputs/groups, *kernel)`.
     scales
-        For integer formats, floats of shape `(*batch, 1, outputs)`; None for float formats.
+        For integer formats one float for each output (of each matrix of a stack), in a shape that
+        broadcasts against the codes; None for float formats.
     """
 
     format: Format
@@ -35,7 +37,7 @@ class Encoded:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the matrix, `(*batch, inputs, outputs)`."""
+        """Shape of the codes."""
         return self.codes.shape
 
     @property
@@ -44,36 +46,42 @@ class Encoded:
         return self.codes.nbytes + (self.scales.nbytes if self.scales is not None else 0)
 
     def decode(self) -> npt.NDArray[np.float64]:
-        """Return the matrix the codes stand for, in float64."""
+        """Return the numbers the codes stand for, in float64."""
         values = self.codes.astype(np.float64)
         return values if self.scales is None else values * self.scales.astype(np.float64)
 
 
 def encode(
-    matrix: npt.NDArray[Any], format: Format, compute: npt.DTypeLike = np.float32
+    numbers: npt.NDArray[Any],
+    format: Format,
+    compute: npt.DTypeLike = np.float32,
+    *,
+    kernel: bool = False,
 ) -> Encoded:
-    """Round a matrix to a format, to the nearest code.
+    """Round numbers to a format, to the nearest code.
 
     Parameters
     ----------
-    matrix
-        Real numbers, shape `(*batch, inputs, outputs)`.
+    numbers
+        Real numbers: `(*batch, inputs, outputs)`, or a kernel `(outputs, inputs/groups, *kernel)`.
     format
-        The format to keep it in.
+        The format to keep them in.
     compute
         Float type of the model, which scales are kept in.
+    kernel
+        Whether it is a kernel: its outputs are on the first axis.
 
     Returns
     -------
     Encoded
-        For `int8` each column's scale is its largest magnitude / 127, never below the smallest
-        normal number of `compute` (a column of zeros gets that scale and codes 0).
+        For `int8` each output's scale is its largest magnitude / 127, never below the smallest
+        normal number of `compute` (an output of zeros gets that scale and codes 0).
     """
     if format.is_float:
         limits = np.finfo(format.kind)
-        return Encoded(format, np.clip(matrix, limits.min, limits.max).astype(format.dtype))
-    smallest = np.finfo(compute).tiny
-    peak = np.abs(matrix).max(axis=-2, keepdims=True, initial=0.0)
-    scales = np.maximum(peak / _INT8_MAX, smallest).astype(compute)
-    codes = np.rint(matrix / scales.astype(np.float64))
+        return Encoded(format, np.clip(numbers, limits.min, limits.max).astype(format.dtype))
+    reduced = tuple(range(1, numbers.ndim)) if kernel else (-2,)
+    peak = np.abs(numbers).max(axis=reduced, keepdims=True, initial=0.0)
+    scales = np.maximum(peak / _INT8_MAX, np.finfo(compute).tiny).astype(compute)
+    codes = np.rint(numbers / scales.astype(np.float64))
     return Encoded(format, np.clip(codes, -_INT8_MAX, _INT8_MAX).astype(np.int8), scales)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from onnxlr.errors import UsageError
 from onnxlr.layers import Layer, read_weight
 from onnxlr.lowering import find_target
-from onnxlr.methods import Budget, Options, Setting, find_method
+from onnxlr.methods import SvdOptions, Options, Setting, find_method
 from onnxlr.model import Model
 from onnxlr.numbers import Format
 from onnxlr.plan import Choice, Proposal
@@ -34,7 +34,7 @@ class Request:
     """
 
     method: str = "svd"
-    options: Options = field(default_factory=Budget)
+    options: Options = field(default_factory=SvdOptions)
     format: str | None = None
     activations: str = "float"
     target: str = "onnx"

@@ -1,7 +1,7 @@
 """The steps a weight is replaced by: pure mathematics on numpy arrays."""
 
-from onnxlr.stages.chain import Chain, Cost, simplify
+from onnxlr.stages.chain import Chain, Cost, Stage
+from onnxlr.stages.convolution import Convolution
 from onnxlr.stages.linear import Linear
-from onnxlr.stages.scale import Scale
 
-__all__ = ["Chain", "Cost", "Linear", "Scale", "simplify"]
+__all__ = ["Chain", "Convolution", "Cost", "Linear", "Stage"]

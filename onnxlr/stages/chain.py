@@ -1,4 +1,4 @@
-"""Stages in order, and the one place where scales fold into their neighbours."""
+"""Stages in order, in place of a weight."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxlr.numbers import Format
-from onnxlr.stages.linear import Linear
-from onnxlr.stages.scale import Scale
 
-__all__ = ["Chain", "Cost", "Stage", "simplify"]
+__all__ = ["Chain", "Cost", "Stage"]
 
 
 class Stage(Protocol):
-    """One step of a chain: a linear map of the last axis."""
+    """One step of a chain: a linear map, of the last axis or over a window of positions."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -30,8 +28,14 @@ class Stage(Protocol):
     def nbytes(self) -> int:
         """Bytes of the stored numbers."""
 
+    def dense(self) -> npt.NDArray[np.float64]:
+        """Return the weight that the step is, in the layout of a layer's weight."""
+
+    def after(self, dense: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the weight that a step of weight `dense` and then this one are together."""
+
     def apply(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Return the step's output for `x` of shape `(..., inputs)`."""
+        """Return the step's output for `x`."""
 
     def operations(self, positions: int) -> int:
         """Return the multiply-adds for that many rows."""
@@ -51,7 +55,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Chain:
-    """Stages applied one after the other, for a weight of shape `(*batch, inputs, outputs)`."""
+    """Stages applied one after the other, in place of a weight."""
 
     stages: tuple[Stage, ...]
 
@@ -75,54 +79,25 @@ class Chain:
         return self.reconstruct()
 
     def apply(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Return the chain's output in float64 for `x` of shape `(..., inputs)`."""
+        """Return the chain's output in float64 for `x` of shape `(..., inputs)`.
+
+        A chain of convolutions takes `(batch, inputs, *spatial)`, without strides and padding.
+        """
         for stage in self.stages:
             x = stage.apply(x)
         return np.asarray(x, np.float64)
 
     def reconstruct(self) -> npt.NDArray[np.float64]:
-        """Return the dense approximation, shape `(*batch, inputs, outputs)`, in float64."""
+        """Return the dense approximation in float64, in the layout of the weight.
+
+        That is `(*batch, inputs, outputs)`, or `(outputs, inputs/groups, *kernel)`.
+        """
         first, *rest = self.stages
-        if isinstance(first, Linear):
-            return Chain(tuple(rest)).apply(first.weight.decode())
-        return self.apply(np.eye(first.shape[-2]))
+        dense = first.dense()
+        for stage in rest:
+            dense = stage.after(dense)
+        return dense
 
     def encoded(self, format: Format, compute: npt.DTypeLike = np.float32) -> Chain:
         """Return the chain with its stages kept in `format`; `compute` is the model's type."""
         return Chain(tuple(stage.encoded(format, compute) for stage in self.stages))
-
-
-def simplify(chain: Chain) -> Chain:
-    """Fold every scale into a neighbouring matrix that is still exact, the one before it first.
-
-    Folding into the columns before it costs nothing in any format that has a scale per column.
-    """
-    stages: list[Stage] = []
-    pending: npt.NDArray[Any] | None = None
-    for stage in chain.stages:
-        if isinstance(stage, Scale):
-            if stages and _is_exact(stages[-1]):
-                stages[-1] = _scaled(stages[-1], stage.factors[..., None, :])
-            elif pending is None:
-                pending = stage.factors
-            else:
-                pending = pending * stage.factors
-        elif pending is not None and _is_exact(stage):
-            stages.append(_scaled(stage, pending[..., :, None]))
-            pending = None
-        else:
-            stages.extend((Scale(pending), stage) if pending is not None else (stage,))
-            pending = None
-    if pending is not None:
-        stages.append(Scale(pending))
-    return Chain(tuple(stages))
-
-
-def _is_exact(stage: Stage) -> bool:
-    return isinstance(stage, Linear) and stage.weight.format == Format("float64")
-
-
-def _scaled(stage: Stage, factors: npt.NDArray[Any]) -> Linear:
-    if not isinstance(stage, Linear):
-        raise TypeError(f"cannot scale a {type(stage).__name__}")
-    return Linear.of(stage.weight.decode() * factors)

@@ -39,6 +39,14 @@ class Linear:
         """Bytes of the matrix in its format."""
         return self.weight.nbytes
 
+    def dense(self) -> npt.NDArray[np.float64]:
+        """Return the matrix in float64."""
+        return self.weight.decode()
+
+    def after(self, dense: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the matrix of a step `dense` followed by this one."""
+        return self.apply(dense)
+
     def apply(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Return `x @ W` in float64; `x` has shape `(..., inputs)`."""
         product: npt.NDArray[np.float64] = np.asarray(x, np.float64) @ self.weight.decode()

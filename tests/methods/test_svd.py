@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import linalg
 
 import onnxlr
-from onnxlr.methods import Budget
+from onnxlr.methods import SvdOptions
 from onnxlr.methods.svd import Spectrum
 from onnxlr.metrics import Frobenius
 from tests.onelayer import distance, truncated
@@ -197,6 +197,6 @@ def test_weights_that_cannot_be_factorized_are_refused(weight):
 
 
 def test_budget_without_a_field_is_the_default_error():
-    assert Budget().limits_error
-    assert Budget().error_limit == 0.05
-    assert str(Budget()) == "max_error 0.05"
+    assert SvdOptions().limits_error
+    assert SvdOptions().error_limit == 0.05
+    assert str(SvdOptions()) == "max_error 0.05"
