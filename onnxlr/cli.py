@@ -13,25 +13,28 @@ from contextlib import contextmanager
 from dataclasses import field, make_dataclass
 from inspect import getdoc
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onnxlr import pipeline
-from onnxlr.errors import ExitCode, OnnxlrError, OnnxlrWarning, VerificationError
+from onnxlr.errors import ExitCode, OnnxlrError, OnnxlrWarning, OutputError, VerificationError
 from onnxlr.methods import METHODS
+from onnxlr.methods.budget import DEFAULT_MAX_ERROR
 from onnxlr.model.saving import check_output, write_text
 from onnxlr.progress import Progress as ProgressCallback
+from onnxlr.progress import silent
 from onnxlr.reporting import (
+    Stream,
     error_document,
     print_inspection,
     print_plan,
     print_report,
     print_rewrite,
+    shown,
     to_document,
+    tolerate_encodings,
 )
 from onnxlr.verification import DEFAULT_TOLERANCE
 from onnxlr.version import VERSION
@@ -43,6 +46,15 @@ Json = Annotated[bool, Parameter("--json", negative=())]
 Switch = Annotated[bool, Parameter(negative=())]
 Patterns = Annotated[Sequence[str], Parameter(negative=())]
 
+
+def _whole(_: object, tokens: Sequence[Any]) -> int:
+    """Read a whole number; cyclopts would round 1.5."""
+    return int(tokens[0].value)
+
+
+WHOLE = Parameter(converter=_whole)
+Seed = Annotated[int, WHOLE]
+
 app = App(
     name="onnxlr",
     help="""Factorizes the weights of ONNX models, rewrites the graph and proves that the outputs
@@ -53,9 +65,10 @@ app = App(
     """,
     version=VERSION,
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
-out = Console()
-err = Console(stderr=True)
+out = Stream()
+err = Stream(stderr=True)
 
 
 def _with_method_flags(function: Function) -> Function:
@@ -64,7 +77,7 @@ def _with_method_flags(function: Function) -> Function:
     documentation = ["Options of the methods.", "", "Attributes", "----------"]
     for method in METHODS.values():
         hints = get_type_hints(method.options)
-        flags |= {name: hints[name] for name in method.options.__dataclass_fields__}
+        flags |= {name: _flag(hints[name]) for name in method.options.__dataclass_fields__}
         documentation.append((getdoc(method.options) or "").partition("----------\n")[2])
     members = [(name, hint, field(default=None)) for name, hint in flags.items()]
     kind = make_dataclass("MethodFlags", members)
@@ -72,6 +85,10 @@ def _with_method_flags(function: Function) -> Function:
     kind.__module__, kind.__doc__ = __name__, "\n".join(documentation)
     function.__annotations__["flags"] = Annotated[kind, Parameter(name="*")]
     return function
+
+
+def _flag(hint: Any) -> Any:
+    return Annotated[hint, WHOLE] if int in get_args(hint) else hint
 
 
 def _given(flags: Any) -> dict[str, Any]:
@@ -110,7 +127,7 @@ def plan(
     format: str | None = None,
     activations: str = "float",
     target: str = "onnx",
-    seed: int = 0,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Decide what becomes of each layer and write it as a plan that can be edited.
@@ -156,10 +173,10 @@ def plan(
     if output is not None:
         write_text(output, made.dumps() + "\n")
     if as_json or output is None:
-        sys.stdout.write(made.dumps() + "\n")
+        out.write(made.dumps() + "\n")
     else:
         print_plan(out, made)
-        out.print(f"[green]Wrote[/] {escape(str(output))}")
+        out.print(f"[green]Wrote[/] {shown(str(output))}")
 
 
 @app.command
@@ -178,7 +195,7 @@ def rewrite(
     target: str = "onnx",
     tolerance: str = DEFAULT_TOLERANCE,
     data: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     require_change: Switch = False,
     keep: Switch = False,
     report: Path | None = None,
@@ -224,11 +241,10 @@ def rewrite(
     as_json
         Print that JSON instead of tables.
     """
-    if report is not None:
-        check_output(report, model)
+    _check_outputs(output, report, model, plan, data)
     if not as_json:
-        budget = f"plan {plan}" if plan else f"{method}, {_budget(flags)} per layer"
-        out.print(f"[dim]{escape(budget)}; tolerance {escape(tolerance)}[/]")
+        what = f"plan {plan}" if plan else _budget(method, flags)
+        out.print(f"[dim]{shown(what)}; tolerance {shown(tolerance)}[/]")
     try:
         with _progress() as progress:
             result = pipeline.rewrite(
@@ -259,14 +275,35 @@ def rewrite(
         print_rewrite(out, result)
 
 
-def _budget(flags: Any) -> str:
-    given = _given(flags)
-    return ", ".join(f"{name} {value:g}" for name, value in given.items()) or "max_error 0.05"
+def _check_outputs(
+    output: Path | None, report: Path | None, model: Path, plan: Path | None, data: str | None
+) -> None:
+    """Refuse to write over anything that is read, or to write two things to one place."""
+    for path in (output, report):
+        if path is not None:
+            check_output(path, model, plan, Path(data) if data and _exists(data) else None)
+    if report is not None:
+        written = output if output is not None else model.with_suffix(".onnxlr.onnx")
+        if report.resolve() == written.resolve():
+            raise OutputError(f"{report}: is both the report and the model to write")
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(path)  # noqa: PTH110  (Path.exists raises for names that are too long)
+
+
+def _budget(method: str, flags: Any) -> str:
+    if not METHODS.get(method, METHODS["svd"]).options.__dataclass_fields__:
+        return method
+    given = [f"{name} {value}" for name, value in _given(flags).items()]
+    return f"{method}, {', '.join(given) or f'max_error {DEFAULT_MAX_ERROR}'} per layer"
 
 
 def _publish(document: dict[str, Any], report: Path | None, as_json: bool) -> None:
     if report is not None:
-        write_text(report, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        # A path whose bytes are no UTF-8 is written as JSON's own escapes.
+        write_text(report, text.encode("utf-8", "backslashreplace").decode())
     if as_json:
         _print_json(document)
 
@@ -278,7 +315,7 @@ def verify(
     *,
     data: str | None = None,
     tolerance: str = DEFAULT_TOLERANCE,
-    seed: int = 0,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Run two models on the same inputs and compare their outputs.
@@ -309,11 +346,13 @@ def verify(
         if report.passed:
             out.print("[green]Verified[/]: every check passed.")
     if not report.passed:
-        raise VerificationError("; ".join(report.failures), report)
+        first, *others = report.failures
+        more = f" (and {len(others)} more)" if others else ""
+        raise VerificationError(f"{rewritten}: {first}{more}", report)
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    out.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
@@ -325,7 +364,10 @@ def _progress() -> Iterator[ProgressCallback]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+    if not err.is_terminal:
+        yield silent
+        return
+    with Progress(*columns, console=err, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def update(task: str, done: int, total: int) -> None:
@@ -339,48 +381,55 @@ def _progress() -> Iterator[ProgressCallback]:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    tolerate_encodings()
+    _heed_signals()
     warnings.showwarning = _show_warning
     try:
         app(tokens, exit_on_error=False, print_error=False)
         code = ExitCode.DONE
-    except CycloptsError as error:
-        code = ExitCode.USAGE
-        _complain(str(error).strip())
-    except OnnxlrError as error:
-        code = error.exit_code
-        if "--json" in tokens and not isinstance(error, VerificationError):
-            _print_json(error_document(error))
-        _complain(str(error))
-    except KeyboardInterrupt:
-        code = ExitCode.INTERRUPTED
-        _complain("interrupted; nothing was written")
-    except BrokenPipeError:
-        # The reader of our output is gone: nothing is left to say, and Python must not try.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = ExitCode.DONE
-    except Exception as error:  # noqa: BLE001  (the last line of defence: no traceback meets a user)
-        code = ExitCode.DEFECT
-        _complain(_defect(error))
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (no traceback meets a user)
+        code = _explain(error, "--json" in tokens)
     sys.exit(code)
 
 
-def _complain(message: str) -> None:
-    err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+def _heed_signals() -> None:
+    """Clean up when asked to end, as if interrupted; what is ignored (nohup) stays ignored."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
+
+
+def _explain(error: BaseException, as_json: bool) -> ExitCode:
+    """Say on one line of standard error what is wrong; return the exit code."""
+    if isinstance(error, OnnxlrError):
+        kind, message, code = type(error).__name__, str(error), error.exit_code
+    elif isinstance(error, CycloptsError):
+        kind, message, code = "UsageError", str(error), ExitCode.USAGE
+    elif isinstance(error, KeyboardInterrupt):
+        kind, code = "Interrupted", ExitCode.INTERRUPTED
+        message = "interrupted; no file was left half written"
+    else:
+        kind, message, code = "Defect", _defect(error), ExitCode.DEFECT
+        if os.environ.get("ONNXLR_DEBUG"):
+            err.write("".join(traceback.format_exception(error)))
+    message = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    if as_json and not isinstance(error, VerificationError):  # whose document is out already
+        _print_json(error_document(kind, message, code))
+    err.print(f"[bold red]error:[/] {shown(message)}", soft_wrap=True, highlight=False)
+    return code
 
 
 def _show_warning(
     message: Warning | str, category: type[Warning], *_: object, **__: object
 ) -> None:
     if issubclass(category, OnnxlrWarning):
-        err.print(f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
+        err.print(f"[yellow]warning:[/] {shown(str(message))}", soft_wrap=True, highlight=False)
 
 
-def _defect(error: Exception) -> str:
-    if os.environ.get("ONNXLR_DEBUG"):
-        return "".join(traceback.format_exception(error))
+def _defect(error: BaseException) -> str:
     what = " ".join(f"{type(error).__name__}: {error}".split())
     return (
-        f"this is a defect of onnxlr ({what}); nothing was written. Please report it with the "
-        "command, and with what it prints when ONNXLR_DEBUG=1 is set"
+        f"this is a defect of onnxlr ({what}); no file was left half written. Please report it "
+        "with the command, and with what it prints when ONNXLR_DEBUG=1 is set"
     )

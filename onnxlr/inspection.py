@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxlr.errors import ModelError
 from onnxlr.layers import Layer, read_weight
+from onnxlr.methods.matricisation import matricisations
 from onnxlr.methods.svd import Spectrum
 from onnxlr.metrics import Frobenius
 from onnxlr.model import Model
@@ -40,7 +44,8 @@ class LayerSummary:
     per
         The symbolic dimensions to multiply `multiply_adds` by.
     rank90, rank99
-        Singular values that hold 90 % and 99 % of the energy `Σ s²`.
+        Singular values that hold 90 % and 99 % of the energy `Σ s²`; of a kernel in the channel
+        form; None for tables.
     break_even
         Largest rank whose factors have fewer parameters than the weight.
     skip
@@ -112,7 +117,7 @@ def inspect_layers(
 def _summarise(model: Model, layer: Layer, total: int) -> LayerSummary:
     skip = layer.skip
     ranks: tuple[int, int] | tuple[None, None] = (None, None)
-    if skip is None:
+    if skip is None and not layer.is_table:
         try:
             ranks = _energy_ranks(model, layer)
         except ModelError as error:
@@ -140,14 +145,25 @@ def _summarise(model: Model, layer: Layer, total: int) -> LayerSummary:
 
 
 def _energy_ranks(model: Model, layer: Layer) -> tuple[int, int]:
-    energies = Spectrum.of(read_weight(model, layer), Frobenius()).energies()
+    """Return the ranks that hold 90 % and 99 % of the energy, of a kernel in the channel form."""
+    matrices = _channel_form(read_weight(model, layer), layer)
+    energies = Spectrum.of(matrices, Frobenius()).energies()
     first, second = (int(np.searchsorted(energies, share)) + 1 for share in (0.9, 0.99))
     return min(first, len(energies)), min(second, len(energies))
 
 
+def _channel_form(weight: npt.NDArray[Any], layer: Layer) -> npt.NDArray[Any]:
+    form = None if layer.groups is None else "channel"
+    return matricisations(weight, layer.groups, form)[0].matrices()
+
+
 def _break_even(layer: Layer) -> int | None:
-    """Return the largest rank r with r (m + n) < m n."""
-    if layer.shape is None:
+    """Return the largest rank r with r (rows + columns) < rows · columns."""
+    if layer.shape is None or layer.is_table:
         return None
-    inputs, outputs = layer.shape[-2:]
-    return (inputs * outputs - 1) // (inputs + outputs)
+    if layer.groups is not None:
+        outputs, inputs, *sizes = layer.shape
+        rows, columns = inputs * prod(sizes), outputs // layer.groups
+    else:
+        rows, columns = layer.shape[-2:]
+    return (rows * columns - 1) // (rows + columns)

@@ -52,6 +52,7 @@ def decompose(
     covariance: npt.ArrayLike | None = None,
     importance: npt.ArrayLike | None = None,
     format: str | None = None,
+    groups: int | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Chain:
@@ -61,7 +62,7 @@ def decompose(
     ----------
     weight
         Finite floats, shape `(inputs, outputs)` or a stack `(…, inputs, outputs)`; the layer is
-        `y = x @ weight`.
+        `y = x @ weight`. With `groups`, a convolution's kernel `(outputs, inputs/groups, *kernel)`.
     method
         Name of a method.
     covariance
@@ -73,10 +74,13 @@ def decompose(
     format
         How the factors are kept: `float64`, `float32`, `float16`, `int8`; the weight's own type if
         not given.
+    groups
+        Of a convolution.
     seed
         Of methods that draw random numbers.
     **options
-        The method's options: for `svd` one of `rank`, `ratio`, `bits`, `energy`, `max_error`.
+        The method's options: for `svd` one of `rank`, `ratio`, `bits`, `energy`, `max_error`, and
+        for convolutions `form`.
 
     Returns
     -------
@@ -97,11 +101,16 @@ def decompose(
         raise UsageError("weight has NaN or infinite entries, expected finite numbers")
     if method == "keep":
         raise UsageError("method 'keep' leaves a weight alone: there is nothing to decompose")
+    if groups is not None and (array.ndim < 3 or groups < 1 or array.shape[0] % groups):
+        raise UsageError(
+            f"weight has shape {array.shape} and {groups} groups, expected a kernel "
+            "(outputs, inputs/groups, *kernel) with outputs a multiple of the groups"
+        )
     metric = choose_metric(
         None if covariance is None else np.asarray(covariance),
         None if importance is None else np.asarray(importance),
     )
-    setting = Setting.for_weight(array, format, metric, seed)
+    setting = Setting.for_array(array, format, metric, seed, groups)
     return find_method(method).factorize(array, _options(method, options), setting)
 
 
@@ -303,5 +312,6 @@ def _output(source: Model, output: str | Path | None) -> Path:
         path = source.path.with_suffix(".onnxlr.onnx")
     else:
         raise UsageError("a model without a file needs an output path")
-    check_output(path, source.path)
+    data = (source.directory / location for location in source.external_files())
+    check_output(path, source.path, *data)
     return path

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from onnxlr.errors import PlanError, UsageError
 from onnxlr.layers import Layer
@@ -80,6 +80,8 @@ class Choice:
             options = _options(method.options, values.get("options", {}), f"{where}.options")
             if values.get("format") is not None:
                 Format.parse(_text(values["format"], f"{where}.format"))
+        except PlanError:
+            raise
         except UsageError as error:
             raise PlanError(f"{where}: {error}") from None
         metric = _one_of(values.get("metric", "frobenius"), _METRICS, f"{where}.metric")
@@ -157,22 +159,19 @@ class Plan:
             If it is not JSON, has another schema version, or an entry is wrong; the message names
             the place.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise PlanError(
-                f"{name}: not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
-            ) from None
+        values = _parse(text, name)
         known = {"schema", "onnxlr", "source", "target", "seed", "layers"}
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-            found = values.get("schema") if isinstance(values, dict) else type(values).__name__
-            raise PlanError(f"{name}: schema is {found!r}, expected '{SCHEMA}'")
+            found = values.get("schema") if isinstance(values, dict) else None
+            raise PlanError(f"{name}: its schema is {_shown(found)}, expected '{SCHEMA}'")
         values = _object(values, name, known)
         source = _object(values.get("source", {}), f"{name}: source", {"sha256"})
         layers = _object(values.get("layers"), f"{name}: layers", None)
         seed = values.get("seed", 0)
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise PlanError(f"{name}: seed is {seed!r}, expected a whole number")
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise PlanError(
+                f"{name}: seed: found {_shown(seed)}, expected a whole number of at least 0"
+            )
         target = _text(values.get("target", "onnx"), f"{name}: target")
         try:
             find_target(target)
@@ -192,42 +191,83 @@ class Plan:
     def read(cls, path: Path) -> Plan:
         """Read a plan's file; raises PlanError if it cannot be read or is invalid."""
         try:
-            return cls.loads(path.read_text(encoding="utf-8"), str(path))
+            # "-sig": editors on Windows put a mark at the beginning.
+            return cls.loads(path.read_text(encoding="utf-8-sig"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise PlanError(f"{path}: cannot be read: {reason}") from None
 
 
+def _parse(text: str, name: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_without_repetition)
+    except json.JSONDecodeError as error:
+        raise PlanError(
+            f"{name}: not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+        ) from None
+    except (ValueError, RecursionError) as error:  # a number of too many digits, too deep nesting
+        raise PlanError(f"{name}: cannot be read: {error}") from None
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key '{twice}' stands twice in one object")
+    return values
+
+
+def _shown(value: Any) -> str:
+    """Return a value as JSON writes it, cut short."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:40] + "…"
+
+
 def _object(value: Any, where: str, known: set[str] | None) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise PlanError(f"{where}: found {type(value).__name__}, expected an object")
+        raise PlanError(f"{where}: found {_shown(value)}, expected an object")
     unknown = sorted(set(value) - known) if known is not None else []
     if unknown:
         raise PlanError(
-            f"{where}: unknown key '{unknown[0]}', expected {', '.join(sorted(known or ()))}"
+            f"{where}: unknown key '{unknown[0]}', "
+            f"expected {', '.join(sorted(known)) if known else 'none'}"
         )
     return value
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise PlanError(f"{where}: found {value!r}, expected a string")
+        raise PlanError(f"{where}: found {_shown(value)}, expected a string")
     return value
 
 
 def _one_of(value: Any, allowed: tuple[str, ...], where: str) -> str:
     if value not in allowed:
-        raise PlanError(f"{where}: found {value!r}, expected one of {', '.join(allowed)}")
+        raise PlanError(f"{where}: found {_shown(value)}, expected one of {', '.join(allowed)}")
     return str(value)
 
 
 def _options(kind: type[Options], values: Any, where: str) -> Options:
-    known = set(kind.__dataclass_fields__)
-    given = _object(values, where, known or {"(none)"})
+    hints = get_type_hints(kind)
+    given = _object(values, where, set(kind.__dataclass_fields__))
     for key, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float | str | None):
-            raise PlanError(f"{where}.{key}: found {value!r}, expected a number")
-    try:
-        return kind(**given)
-    except TypeError as error:
-        raise PlanError(f"{where}: {error}") from None
+        if not any(_has_type(value, allowed) for allowed in get_args(hints[key]) or (hints[key],)):
+            words = [_WORDS[t] for t in get_args(hints[key]) or (hints[key],) if t in _WORDS]
+            raise PlanError(f"{where}.{key}: found {_shown(value)}, expected {' or '.join(words)}")
+    return kind(**given)
+
+
+_WORDS: dict[Any, str] = {int: "a whole number", float: "a finite number", str: "a string"}
+_LARGEST = 2**63
+"""Numbers that are larger than an ONNX integer can be are mistakes."""
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, int | float) and abs(value) < _LARGEST
+    if kind is int:
+        return isinstance(value, int) and abs(value) < _LARGEST
+    return isinstance(value, kind)

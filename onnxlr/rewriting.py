@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 
 from onnxlr.errors import OnnxlrWarning, PlanError
-from onnxlr.layers import Layer, Layout, Site, read_weight, store_weight
-from onnxlr.lowering import find_target, lower_layer
+from onnxlr.layers import Layer, Layout, Site, read_weight
+from onnxlr.lowering import as_constants, find_target, lower_layer, released_by
 from onnxlr.methods import Setting, find_method
 from onnxlr.model import Model, Splice, splice
 from onnxlr.model.tensors import make_tensor
@@ -90,11 +90,9 @@ class Rewriting:
         error = float(np.linalg.norm(weight - approximation)) / norm if norm > 0 else 0.0
         self._record(layer, proposal.choice, error, before, change.byte_size())
         self._change.merge(change)
-        self._dense.merge(
-            _with_dense_weight(layer, store_weight(layer, approximation), self.reference)
-        )
+        self._dense.merge(_with_dense_weight(layer, approximation, self.reference))
         self.sites.extend(layer.sites)
-        self.dtypes |= {layer.weight.dtype.name}
+        self.dtypes |= {layer.dtype.name}
         self.int8_data |= proposal.choice.activations != "float"
 
     def release(self) -> None:
@@ -120,10 +118,13 @@ class Rewriting:
 
 def released_bytes(layer: Layer) -> int:
     """Return the bytes that disappear from the file when a layer's sites are replaced."""
-    nodes = sum(site.node.ByteSize() for site in layer.sites)
+    nodes = {id(site.node): site.node for site in layer.sites}
+    for site in layer.sites:
+        nodes |= {id(step): step for step in site.operand.steps}
+    size = sum(node.ByteSize() for node in nodes.values())
     if layer.weight is None or layer.other_uses:
-        return int(nodes)
-    return int(nodes) + layer.weight.nbytes
+        return int(sum(site.node.ByteSize() for site in layer.sites))
+    return int(size) + layer.weight.nbytes
 
 
 def emitted_bytes(layer: Layer, chain: Chain, model: Model, target: str, activations: str) -> int:
@@ -156,7 +157,7 @@ def follow_plan(
 
 def _factorize(model: Model, layer: Layer, choice: Choice, plan: Plan) -> Proposal:
     weight = read_weight(model, layer)
-    setting = Setting.for_weight(weight, choice.format, seed=plan.seed)
+    setting = Setting.for_layer(layer, choice.format, plan.seed)
     chain = find_method(choice.method).factorize(weight, choice.options, setting)
     before = released_bytes(layer)
     after = emitted_bytes(layer, chain, model, plan.target, choice.activations)
@@ -192,17 +193,25 @@ def _check_plan(model: Model, layers: Sequence[Layer], plan: Plan) -> None:
 
 
 def _with_dense_weight(layer: Layer, values: np.ndarray, reference: Model) -> Splice:
-    """Return the change that gives a layer's nodes another dense weight of their own."""
-    if layer.weight is None:
-        raise ValueError(f"layer '{layer.name}' has no weight")
-    tensor = make_tensor(values, reference.names.new(f"{layer.weight.name}.approximation"))
-    nodes: dict[int, list[onnx.NodeProto]] = {}
+    """Return the change that gives a layer's nodes another dense weight, as each takes it."""
+    change = Splice(released=released_by(layer))
+    tensors: dict[tuple[object, ...], onnx.TensorProto] = {}
     for site in layer.sites:
+        dense = np.ascontiguousarray(site.arranged(values), dtype=layer.dtype)
+        key = (site.layout, site.swapped, site.transposed, dense.shape)
+        group = []
+        if key not in tensors:
+            name = reference.names.new(f"{layer.name}.approximation")
+            tensors[key] = make_tensor(dense, name)
+            if layer.in_function:
+                group = as_constants([tensors[key]])
         node = onnx.NodeProto()
         node.CopyFrom(site.node)
-        node.input[0 if site.layout is Layout.SECOND_LAST else 1] = tensor.name
-        nodes[site.index] = [node]
-    return Splice(nodes, [tensor], [], [layer.weight.name])
+        node.input[0 if site.layout in (Layout.SECOND_LAST, Layout.ROWS) else 1] = tensors[key].name
+        change.nodes[(site.scope, site.index)] = [*group, node]
+    if not layer.in_function:
+        change.initializers.extend(tensors.values())
+    return change
 
 
 def _record_plan(model: onnx.ModelProto, plan: Plan) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from onnxlr.calibration.signature import Feeds, InputSpec, check_feeds
+from onnxlr.calibration.signature import Feeds, InputSpec, check_feeds, check_names
 from onnxlr.errors import DataError
 
 __all__ = ["DataSource", "load_feeds"]
@@ -68,14 +69,9 @@ def _mappings(
     elif not isinstance(source, str | Path):
         for position, arrays in enumerate(source):
             yield from _from_item(arrays, f"the given data, item {position}")
-    elif not str(source):
-        raise DataError("the name of the data is empty, expected a file, folder or module:function")
-    elif os.path.isdir(source):  # noqa: PTH112  (Path.is_dir raises for names that are too long)
-        for file in sorted(Path(source).iterdir()):
-            if file.suffix in (".npz", ".npy"):
-                yield str(file), _read_file(file, specs)
-    elif os.path.exists(source):  # noqa: PTH110
-        yield str(source), _read_file(Path(source), specs)
+    elif files := _files(source):
+        for file in files:
+            yield str(file), _read_file(file, specs)
     elif isinstance(source, str) and _is_function(source):
         for position, arrays in enumerate(_call(source)):
             yield from _from_item(arrays, f"{source}, item {position}")
@@ -84,6 +80,22 @@ def _mappings(
             f"{source}: no such file or folder (expected .npz, .npy, a folder of them, "
             "or module:function)"
         )
+
+
+def _files(source: str | Path) -> list[Path]:
+    """Return the data files that a path means, none if there is nothing at it."""
+    if not str(source):
+        raise DataError("the name of the data is empty, expected a file, folder or module:function")
+    path = Path(source)
+    try:
+        if not path.is_dir():
+            return [path] if path.exists() else []
+        files = sorted(file for file in path.iterdir() if file.suffix in (".npz", ".npy"))
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror}") from None
+    if not files:
+        raise DataError(f"{source}: the folder holds no .npz or .npy files")
+    return files
 
 
 def _from_item(arrays: object, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -164,18 +176,15 @@ def _call(source: str) -> Iterable[Any]:
 
 def _arrays(mapping: Mapping[str, Any], specs: Sequence[InputSpec], name: str) -> Feeds:
     """Return a mapping's values as arrays; what the model does not take stays out of it."""
-    taken = {spec.name for spec in specs}
-    if missing := [spec for spec in specs if spec.name not in mapping]:
-        found = ", ".join(f"'{key}'" for key in mapping) or "nothing"
-        raise DataError(f"{name}: input {missing[0]} is missing; found {found}")
-    arrays = {}
-    for key in mapping:
-        if key in taken:
-            try:
-                arrays[key] = np.asarray(mapping[key])
-            except Exception as error:
-                raise DataError(f"{name}: input '{key}' is no array: {_line(error)}") from error
-    return arrays
+    check_names(mapping, specs, name)
+    return {spec.name: _array(mapping[spec.name], f"{name}: input '{spec.name}'") for spec in specs}
+
+
+def _array(value: Any, where: str) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        raise DataError(f"{where} is no array: {_line(error)}") from error
 
 
 def _split(arrays: Feeds, specs: Sequence[InputSpec], name: str) -> Iterator[Feeds]:

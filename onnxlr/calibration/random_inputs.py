@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from onnxlr.calibration.signature import Feeds, InputSpec, signature
-from onnxlr.errors import DataError
+from onnxlr.errors import DataError, UsageError
 from onnxlr.model import Model
 
 __all__ = ["random_feeds"]
@@ -20,6 +21,8 @@ SIZES = (64, 32, 128, 224, 16, 320, 8, 512, 1)
 
 _BATCH = 2
 _RUNS = 3
+_MOST_ENTRIES = 1 << 26
+"""Sizes that make more numbers than this for one run are not tried: memory might not do."""
 _PASS_ON = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Expand"}
 """Operators behind which an id is still an id."""
 
@@ -34,7 +37,11 @@ def random_feeds(model: Model, seed: int) -> Iterator[tuple[str, list[Feeds]]]:
     ------
     DataError
         If an input is a string or no tensor.
+    UsageError
+        If the seed is negative.
     """
+    if seed < 0:
+        raise UsageError(f"seed {seed} is negative, expected a whole number of at least 0")
     specs = signature(model)
     for spec in specs:
         if not spec.elem_type or spec.elem_type == TensorProto.STRING or spec.dims is None:
@@ -45,27 +52,23 @@ def random_feeds(model: Model, seed: int) -> Iterator[tuple[str, list[Feeds]]]:
     open_dims = any(not isinstance(dim, int) for spec in specs for dim in spec.dims or ())
     for size in SIZES if open_dims else (0,):
         for batch in (_BATCH, 1) if open_dims else (0,):
+            shapes_of = {spec.name: _shape(spec, batch, size) for spec in specs}
+            if size > 1 and sum(map(prod, shapes_of.values())) > _MOST_ENTRIES:
+                continue
             generator = np.random.default_rng(seed)
-            feeds = [_feed(specs, tables, batch, size, generator) for _ in range(_RUNS)]
+            feeds: list[Feeds] = [
+                {s.name: _values(s, shapes_of[s.name], tables[s.name], generator) for s in specs}
+                for _ in range(_RUNS)
+            ]
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds[0].items())
             yield f"{_RUNS} random runs, seed {seed}: {shapes or 'no inputs'}", feeds
 
 
-def _feed(
-    specs: Sequence[InputSpec],
-    tables: dict[str, int | None],
-    batch: int,
-    size: int,
-    generator: np.random.Generator,
-) -> Feeds:
-    feed = {}
-    for spec in specs:
-        shape = tuple(
-            dim if isinstance(dim, int) else (batch if _is_batch(dim, axis) else size)
-            for axis, dim in enumerate(spec.dims or ())
-        )
-        feed[spec.name] = _values(spec, shape, tables[spec.name], generator)
-    return feed
+def _shape(spec: InputSpec, batch: int, size: int) -> tuple[int, ...]:
+    return tuple(
+        dim if isinstance(dim, int) else (batch if _is_batch(dim, axis) else size)
+        for axis, dim in enumerate(spec.dims or ())
+    )
 
 
 def _is_batch(dim: str | None, axis: int) -> bool:

@@ -15,7 +15,7 @@ from onnxlr.model import Model
 from onnxlr.model.shapes import Dim, TensorType
 from onnxlr.model.tensors import type_name
 
-__all__ = ["Feeds", "InputSpec", "check_feeds", "signature"]
+__all__ = ["Feeds", "InputSpec", "check_feeds", "check_names", "signature"]
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 """One array for each input: what one run of the model takes."""
@@ -56,21 +56,21 @@ class InputSpec:
 
 
 def signature(model: Model) -> list[InputSpec]:
-    """Return the inputs that must be fed: those without an initializer behind them.
-
-    A negative dimension, which some exporters write, is an open one, as it is to ONNX Runtime.
-    """
+    """Return the inputs that must be fed: those without an initializer behind them."""
     specs = []
     for value in model.proto.graph.input:
         if value.name not in model.initializers:
             known = TensorType.of(value) or TensorType(0, None)
-            dims = known.dims and tuple(map(_open_if_negative, known.dims))
-            specs.append(InputSpec(value.name, known.elem_type, dims))
+            specs.append(InputSpec(value.name, known.elem_type, known.dims))
     return specs
 
 
-def _open_if_negative(dim: Dim) -> Dim:
-    return None if isinstance(dim, int) and dim < 0 else dim
+def check_names(feeds: Mapping[str, Any], specs: Sequence[InputSpec], source: str) -> None:
+    """Check that no input is missing; raises DataError naming the first that is."""
+    for spec in specs:
+        if spec.name not in feeds:
+            found = ", ".join(f"'{name}'" for name in feeds) or "nothing"
+            raise DataError(f"{source}: input {spec} is missing; found {found}")
 
 
 def check_feeds(feeds: Mapping[str, Any], specs: Sequence[InputSpec], source: str) -> Feeds:
@@ -86,11 +86,9 @@ def check_feeds(feeds: Mapping[str, Any], specs: Sequence[InputSpec], source: st
     DataError
         If an input is missing or has another dtype or shape than the model says.
     """
+    check_names(feeds, specs, source)
     checked = {}
     for spec in specs:
-        if spec.name not in feeds:
-            found = ", ".join(f"'{name}'" for name in feeds) or "nothing"
-            raise DataError(f"{source}: input {spec} is missing; found {found}")
         if not spec.elem_type:
             raise DataError(f"{source}: input {spec} cannot be given as an array")
         array = np.asarray(feeds[spec.name])

@@ -1,7 +1,17 @@
 """Finding the linear layers of a model: which weight, used where, or why it is left alone."""
 
 from onnxlr.layers.discovery import find_layers
-from onnxlr.layers.layer import Layer, Layout, Site
-from onnxlr.layers.weights import Weight, read_weight, store_weight
+from onnxlr.layers.layer import Layer, Layout, Site, exchange_channels
+from onnxlr.layers.operands import Operand, Weight
+from onnxlr.layers.weights import read_weight
 
-__all__ = ["Layer", "Layout", "Site", "Weight", "find_layers", "read_weight", "store_weight"]
+__all__ = [
+    "Layer",
+    "Layout",
+    "Operand",
+    "Site",
+    "Weight",
+    "exchange_channels",
+    "find_layers",
+    "read_weight",
+]

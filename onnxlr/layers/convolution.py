@@ -1,46 +1,42 @@
-"""Conv: a 1×1 kernel without groups is a matrix applied at every position."""
+"""Conv and ConvTranspose with a constant kernel, in one to three dimensions, in groups."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from onnxlr.layers.examination import Candidate, Found, Skipped, attribute, refuse_weight
+from onnxlr.layers.examination import Candidate, Skipped, attribute, refuse_operand
 from onnxlr.layers.layer import Layout, Site
-from onnxlr.layers.weights import Weight
+from onnxlr.layers.operands import Operand
 
 __all__ = ["examine"]
 
-
-def examine(candidate: Candidate) -> Found | Skipped:
-    """Say whether a Conv is a matrix, or why the node is left alone."""
-    weight = candidate.input(1)
-    if not isinstance(weight, Weight):
-        return Skipped(weight or "its kernel is computed, not constant")
-    if len(weight.dims) < 3:
-        raise candidate.disagreement(weight, f"{len(weight.dims)} dimensions", "at least 3")
-    if reason := refuse_weight(weight) or _refuse_kernel(candidate, weight):
-        return Skipped(reason, weight)
-    weight = replace(weight, kernel=True)
-    site = Site(
-        candidate.index,
-        candidate.node,
-        Layout.CHANNELS,
-        swapped=True,
-        data=candidate.node.input[0],
-        output_dims=candidate.dims(candidate.node.output[0]),
-        kernel_axes=len(weight.dims) - 2,
-    )
-    candidate.expect_inputs(site, weight, weight.dims[1])
-    return Found(weight, site)
+_MOST_AXES = 3
 
 
-def _refuse_kernel(candidate: Candidate, weight: Weight) -> str | None:
+def examine(candidate: Candidate) -> Site | Skipped:
+    """Say whether the kernel of a convolution can be split, or why the node is left alone."""
+    operand = candidate.input(1)
+    if not isinstance(operand, Operand):
+        return Skipped(operand or "its kernel is computed, not constant")
+    if len(operand.dims) < 3:
+        raise candidate.disagreement(operand, f"{len(operand.dims)} dimensions", "at least 3")
     groups = int(attribute(candidate.node, "group", 1))
-    if groups > 1 and weight.dims[1] == 1:
+    if reason := refuse_operand(operand) or _refuse_kernel(operand, groups):
+        return Skipped(reason, operand)
+    if groups < 1 or operand.dims[0] % groups:
+        raise candidate.disagreement(
+            operand, f"{operand.dims[0]} channels on its first axis", f"a multiple of {groups}"
+        )
+    if candidate.node.op_type == "Conv":
+        site = candidate.site(operand, Layout.CONVOLUTION, data=0)
+        candidate.expect_inputs(site, operand.dims[1] * groups)
+    else:
+        site = candidate.site(operand, Layout.TRANSPOSED_CONVOLUTION, data=0)
+        candidate.expect_inputs(site, operand.dims[0])
+    return site
+
+
+def _refuse_kernel(operand: Operand, groups: int) -> str | None:
+    if len(operand.dims) - 2 > _MOST_AXES:
+        return f"a convolution over {len(operand.dims) - 2} axes, at most {_MOST_AXES} are handled"
+    if groups > 1 and 1 in (operand.dims[1], operand.dims[0] // groups):
         return "depthwise: no factorization is smaller"
-    if groups > 1:
-        return f"a convolution in {groups} groups, not handled yet"
-    if any(size != 1 for size in weight.dims[2:]):
-        window = "×".join(map(str, weight.dims[2:]))
-        return f"a {window} convolution: only 1×1 ones are handled yet"
     return None

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import cached_property
 
-from onnxlr.layers import convolution, gemm, matmul
-from onnxlr.layers.examination import Candidate, Found, Skipped
-from onnxlr.layers.layer import Layer
+import numpy as np
+import onnx
+
+from onnxlr.layers import convolution, gather, gemm, matmul
+from onnxlr.layers.examination import Candidate, Skipped
+from onnxlr.layers.layer import Layer, Layout, Site
+from onnxlr.layers.operands import OperandFinder
 from onnxlr.layers.others import LEFT_ALONE
-from onnxlr.layers.weights import WeightFinder
+from onnxlr.model import Model
+from onnxlr.model.liveness import Uses
 from onnxlr.model.scopes import Scope, scopes
-from onnxlr.model.view import search_view
-
-if TYPE_CHECKING:
-    import onnx
-    import onnx_graphsurgeon as gs
-
-    from onnxlr.model import Model
+from onnxlr.model.shapes import TensorType
 
 __all__ = ["find_layers"]
 
-FAMILIES: dict[str, Callable[[Candidate], Found | Skipped]] = {
+FAMILIES: dict[str, Callable[[Candidate], Site | Skipped | None]] = {
     "MatMul": matmul.examine,
     "Gemm": gemm.examine,
     "Conv": convolution.examine,
+    "ConvTranspose": convolution.examine,
+    "Gather": gather.examine,
 }
 """The file of each operator family, by operator type."""
 
@@ -34,130 +35,150 @@ _LEAST_OPSET = 7
 
 
 def find_layers(model: Model) -> list[Layer]:
-    """Return all layers of a model in graph order.
+    """Return all layers of a model, graph by graph.
 
-    Each weight of the main graph that MatMul, Gemm or Conv nodes multiply by is one layer, however
-    many nodes use it. Nodes that cannot be rewritten are layers with a reason in `skip`.
+    Each weight that nodes multiply by is one layer, however many nodes use it, and whatever moves
+    it about on the way. Nodes that cannot be rewritten are layers with a reason in `skip`.
 
     Raises
     ------
     ModelError
         If a weight's shape disagrees with its node.
     """
-    layers: dict[str, Layer] = {}
-    for scope in scopes(model.proto):
-        found = _main_graph(model) if scope.is_main else _nested(scope)
-        for layer in found:
-            layers[_unused(layer.name, layers)] = layer
-    return [replace(layer, name=name) for name, layer in layers.items()]
+    search = _Search(model)
+    found: dict[tuple[int, str], list[Site]] = {}
+    order: list[Layer | tuple[int, str]] = []
+    for node, answer in search.answers():
+        if isinstance(answer, Skipped):
+            order.append(_skipped_layer(node, answer))
+            continue
+        key = (answer.operand.weight.scope, answer.operand.weight.name)
+        joined = _join(found.setdefault(key, []), answer)
+        if joined is None:
+            reason = "it uses a weight another way than the node before: both cannot share factors"
+            order.append(_skipped_layer(node, Skipped(reason, answer.operand)))
+            continue
+        if not found[key]:
+            order.append(key)
+        found[key].append(joined)
+    layers = [e if isinstance(e, Layer) else search.layer(found[e]) for e in order]
+    return _with_unique_names(layers)
 
 
-def _unused(name: str, taken: dict[str, Layer]) -> str:
-    number, unique = 1, name
-    while unique in taken:
-        number += 1
-        unique = f"{name}#{number}"
-    return unique
+class _Search:
+    """Everything a search needs to know of a model, gathered once."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._scopes = list(scopes(model.proto))
+        self._operands = OperandFinder(model)
+
+    @cached_property
+    def _uses(self) -> Uses:
+        return Uses(self._model.proto)
+
+    def answers(self) -> Iterator[tuple[onnx.NodeProto, Site | Skipped]]:
+        """Yield each linear node with what its family says of it."""
+        for index, scope in enumerate(self._scopes):
+            types = self._model.types if scope.is_main else {}
+            for position, node in enumerate(scope.graph.node):
+                answer = self._examine(index, scope, position, node, types)
+                if answer is not None:
+                    yield node, answer
+
+    def _examine(
+        self,
+        index: int,
+        scope: Scope,
+        position: int,
+        node: onnx.NodeProto,
+        types: Mapping[str, TensorType],
+    ) -> Site | Skipped | None:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if reason := LEFT_ALONE.get((domain, node.op_type)):
+            return Skipped(reason)
+        examine = FAMILIES.get(node.op_type) if domain == "" else None
+        if examine is None:
+            return None
+        if scope.is_training:
+            return None
+        if self._model.opset < _LEAST_OPSET:
+            opset = self._model.opset
+            return Skipped(f"the model has opset {opset}, at least {_LEAST_OPSET} is needed")
+        label = node.name or str(node.output[0])
+        if not scope.is_main:
+            label = f"{label} in {' / '.join(scope.path)}"
+        candidate = Candidate(
+            index,
+            position,
+            node,
+            label,
+            self._operands.view(index).nodes[position],
+            self._operands,
+            types,
+            self._model.name,
+            scope.in_function,
+        )
+        if any(attribute.ref_attr_name for attribute in node.attribute):
+            return Skipped("its attributes are parameters of the function it is in")
+        return examine(candidate)
+
+    def layer(self, sites: list[Site]) -> Layer:
+        """Return the layer of a weight's sites, with what else uses the weight."""
+        first = sites[0]
+        weight = first.operand.weight
+        name = first.node.name or weight.name
+        # What hangs on the way from the weight to its sites, beside the way itself.
+        ours = {(site.scope, site.index) for site in sites}
+        ours |= self._uses.makers(key for site in sites for key in site.operand.released)
+        others = []
+        for key in dict.fromkeys(key for site in sites for key in site.operand.released):
+            others += self._uses.others(key, ours)
+        return Layer(
+            name,
+            first.node.op_type,
+            tuple(site.label for site in sites),
+            weight,
+            tuple(sites),
+            other_uses=tuple(dict.fromkeys(others)),
+        )
 
 
-def _main_graph(model: Model) -> list[Layer]:
-    view = search_view(model.proto.graph)
-    finder = WeightFinder(model, view)
-    by_weight: dict[tuple[str, bool], Layer] = {}
-    skipped: list[Layer] = []
-    order: list[tuple[str, bool] | int] = []
-    for index, node in enumerate(model.proto.graph.node):
-        answer = _examine(model, view, finder, index, node)
-        if isinstance(answer, Found):
-            key = (answer.weight.name, answer.weight.kernel)
-            if key in by_weight:
-                by_weight[key] = _with_site(by_weight[key], answer)
-            else:
-                by_weight[key] = _new_layer(answer)
-                order.append(key)
-        elif isinstance(answer, Skipped):
-            order.append(len(skipped))
-            skipped.append(_skipped_layer(node, answer))
-    uses = _Uses(model, view)
-    return [
-        skipped[entry] if isinstance(entry, int) else uses.complete(by_weight[entry])
-        for entry in order
-    ]
-
-
-def _examine(
-    model: Model, view: gs.Graph, finder: WeightFinder, index: int, node: onnx.NodeProto
-) -> Found | Skipped | None:
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    if reason := LEFT_ALONE.get((domain, node.op_type)):
-        return Skipped(reason)
-    examine = FAMILIES.get(node.op_type) if domain == "" else None
-    if examine is None:
+def _join(sites: list[Site], site: Site) -> Site | None:
+    """Return a site as one of a layer's: itself, or transposed; None if it does not fit."""
+    if not sites:
+        return site
+    first = sites[0]
+    matrices = {first.layout, site.layout} <= {Layout.LAST, Layout.SECOND_LAST}
+    if first.in_function and first.scope != site.scope:
+        return None  # the constants of a function stand beside their first site
+    alike = matrices or (first.layout is site.layout and first.groups == site.groups)
+    if not alike or first.operand.dtype != site.operand.dtype:
         return None
-    if model.opset < _LEAST_OPSET:
-        return Skipped(f"the model has opset {model.opset}, at least {_LEAST_OPSET} is needed")
-    candidate = Candidate(index, node, view.nodes[index], finder, model.types, model.name)
-    return examine(candidate)
-
-
-def _new_layer(found: Found) -> Layer:
-    node = found.site.node
-    name = node.name or found.weight.name
-    return Layer(name, node.op_type, (found.site.label,), found.weight, (found.site,))
-
-
-def _with_site(layer: Layer, found: Found) -> Layer:
-    nodes = (*layer.nodes, found.site.label)
-    return replace(layer, nodes=nodes, sites=(*layer.sites, found.site))
+    if not first.operand.moves and not site.operand.moves:
+        return replace(site, transposed=first.swapped != site.swapped)
+    one, two = (s.canonical(s.operand.positions()) for s in (first, site))
+    if np.array_equal(one, two):
+        return site
+    if matrices and np.array_equal(one, two.swapaxes(-1, -2)):
+        return replace(site, transposed=True)
+    return None
 
 
 def _skipped_layer(node: onnx.NodeProto, skipped: Skipped) -> Layer:
-    name = node.name or node.output[0]
-    return Layer(name, node.op_type, (name,), skipped.weight, skip=skipped.reason)
+    name = node.name or str(node.output[0])
+    weight = skipped.operand.weight if skipped.operand else None
+    return Layer(name, node.op_type, (name,), weight, skip=skipped.reason)
 
 
-def _nested(scope: Scope) -> list[Layer]:
-    where = " / ".join(scope.path)
-    layers = []
-    for node in scope.graph.node:
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        if (domain == "" and node.op_type in FAMILIES) or (domain, node.op_type) in LEFT_ALONE:
-            reason = f"inside {where}: subgraphs and functions are not handled yet"
-            layers.append(_skipped_layer(node, Skipped(reason)))
-    return layers
-
-
-class _Uses:
-    """Finds what else uses a weight, beside the sites of its layer."""
-
-    def __init__(self, model: Model, view: gs.Graph) -> None:
-        self._nodes: dict[str, list[tuple[int, str]]] = {}
-        for index, node in enumerate(model.proto.graph.node):
-            label = f"{node.op_type} '{node.name or ','.join(node.output)}'"
-            for name in node.input:
-                self._nodes.setdefault(name, []).append((index, label))
-        self._captured: dict[str, str] = {}
-        for scope in scopes(model.proto):
-            if not scope.is_main:
-                for node in scope.graph.node:
-                    for name in node.input:
-                        self._captured.setdefault(name, " / ".join(scope.path))
-        self._outputs = {tensor.name for tensor in view.outputs}
-
-    def complete(self, layer: Layer) -> Layer:
-        """Return the layer with its other uses filled in."""
-        if layer.weight is None:
-            return layer
-        name = layer.weight.name
-        uses = []
-        sites = {site.index for site in layer.sites}
-        for index, label in self._nodes.get(name, ()):
-            if index in sites:
-                sites.remove(index)  # its second use by the same node is another one
-            else:
-                uses.append(label)
-        if name in self._captured:
-            uses.append(self._captured[name])
-        if name in self._outputs:
-            uses.append("the graph's outputs")
-        return replace(layer, other_uses=tuple(uses))
+def _with_unique_names(layers: list[Layer]) -> list[Layer]:
+    taken: set[str] = set()
+    unique = []
+    for layer in layers:
+        number, name = 1, layer.name
+        while name in taken:
+            number += 1
+            name = f"{layer.name}#{number}"
+        taken.add(name)
+        unique.append(replace(layer, name=name))
+    return unique

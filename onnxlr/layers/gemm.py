@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-from onnxlr.layers.examination import Candidate, Found, Skipped, attribute, refuse_weight
+from onnxlr.layers.examination import Candidate, Skipped, attribute, refuse_operand
 from onnxlr.layers.layer import Layout, Site
-from onnxlr.layers.weights import Weight
+from onnxlr.layers.matmul import constant_side
 
 __all__ = ["examine"]
 
 
-def examine(candidate: Candidate) -> Found | Skipped:
+def examine(candidate: Candidate) -> Site | Skipped:
     """Say which operand of a Gemm is the weight, or why the node is left alone."""
-    left, right = candidate.input(0), candidate.input(1)
-    if isinstance(left, Weight) and isinstance(right, Weight):
-        return Skipped("both its operands are constant: constant folding removes the node", right)
-    for operand in (right, left):
-        if isinstance(operand, str):
-            return Skipped(operand)
-    if isinstance(right, Weight):
-        return _found(candidate, right, Layout.LAST)
-    if isinstance(left, Weight):
-        return _found(candidate, left, Layout.SECOND_LAST)
-    return Skipped("neither operand is constant: it multiplies two computed tensors")
-
-
-def _found(candidate: Candidate, weight: Weight, layout: Layout) -> Found | Skipped:
-    if len(weight.dims) != 2:
-        raise candidate.disagreement(weight, f"{len(weight.dims)} dimensions", "2")
-    if reason := refuse_weight(weight):
-        return Skipped(reason, weight)
-    flags = [bool(attribute(candidate.node, name, 0)) for name in ("transA", "transB")]
+    found = constant_side(candidate)
+    if isinstance(found, Skipped):
+        return found
+    operand, layout = found
+    if len(operand.dims) != 2:
+        raise candidate.disagreement(operand, f"{len(operand.dims)} dimensions", "2")
+    if reason := refuse_operand(operand):
+        return Skipped(reason, operand)
+    trans_a, trans_b = (bool(attribute(candidate.node, name, 0)) for name in ("transA", "transB"))
     if layout is Layout.LAST:
-        transpose_data, swapped = flags
+        site = candidate.site(operand, layout, 0, swapped=trans_b, transpose_data=trans_a)
     else:  # A is (outputs, inputs) unless transA
-        swapped, transpose_data = not flags[0], flags[1]
-    site = Site(
-        candidate.index,
-        candidate.node,
-        layout,
-        swapped,
-        candidate.node.input[0 if layout is Layout.LAST else 1],
-        transpose_data,
-        candidate.dims(candidate.node.output[0]),
-    )
-    candidate.expect_inputs(site, weight, weight.canonical_shape(swapped)[-2])
-    return Found(weight, site)
+        site = candidate.site(operand, layout, 1, swapped=not trans_a, transpose_data=trans_b)
+    candidate.expect_inputs(site, operand.dims[1 if site.swapped else 0])
+    return site

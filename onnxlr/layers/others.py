@@ -8,7 +8,6 @@ _QUANTISED = "already quantised: left alone"
 _RECURRENT = "a recurrent operator: its weights are not handled"
 
 LEFT_ALONE = {
-    ("", "ConvTranspose"): "a transposed convolution, not handled yet",
     ("", "MatMulInteger"): _QUANTISED,
     ("", "QLinearMatMul"): _QUANTISED,
     ("", "ConvInteger"): _QUANTISED,

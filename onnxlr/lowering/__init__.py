@@ -1,7 +1,7 @@
 """Writing a stage as ONNX nodes: one file per way of writing, and targets that order them."""
 
 from onnxlr.lowering.context import ACTIVATIONS, Context
-from onnxlr.lowering.layers import lower_layer
+from onnxlr.lowering.layers import as_constants, lower_layer, released_by
 from onnxlr.lowering.targets import TARGETS, LoweringRefusedError, Target, find_target
 
 __all__ = [
@@ -10,6 +10,8 @@ __all__ = [
     "Context",
     "LoweringRefusedError",
     "Target",
+    "as_constants",
     "find_target",
     "lower_layer",
+    "released_by",
 ]

@@ -1,4 +1,4 @@
-"""A matrix kept in a smaller type, decoded by Cast and Mul. Any opset, float data.
+"""Numbers kept in a smaller type, decoded by Cast and Mul. Any opset, float data.
 
 ONNX Runtime folds both nodes when it loads the model: a small file, the speed and the memory of
 float weights.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from onnx import helper
 
 from onnxlr.lowering.lowering import shared_operand
+from onnxlr.stages import Lookup
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from onnxlr.lowering.context import Context
     from onnxlr.lowering.nodes import Nodes
     from onnxlr.lowering.place import Place
-    from onnxlr.stages import Linear
 
 __all__ = ["CastWeights"]
 
@@ -28,27 +28,30 @@ class CastWeights:
 
     name = "cast"
 
-    def refuses(self, stage: Linear, context: Context, place: Place) -> str | None:  # noqa: ARG002
+    def refuses(self, context: Context, place: Place) -> str | None:
         """Refuse what is in the model's type already, and data that is not float."""
-        kind = stage.weight.format.kind
+        kind = place.stage.weight.format.kind
+        if isinstance(place.stage, Lookup):
+            return "it is a table of rows"
         if kind == context.dtype.name:
             return f"its numbers are {kind} already"
         if context.activations != "float":
             return f"Cast and Mul give float weights, {context.activations} data was asked"
         return None
 
-    def emit(self, stage: Linear, nodes: Nodes, x: gs.Tensor, place: Place) -> gs.Variable:
+    def emit(self, nodes: Nodes, x: gs.Tensor, place: Place) -> gs.Variable:
         """Write Cast, Mul where there are scales, and the product."""
-        operand = shared_operand(nodes, stage, place, lambda: _decoded(stage, nodes, place))
-        return place.multiply(nodes, x, operand, stage.shape[-2 if place.transposed else -1])
+        operand = shared_operand(nodes, place, lambda: _decoded(nodes, place))
+        return place.multiply(nodes, x, operand)
 
 
-def _decoded(stage: Linear, nodes: Nodes, place: Place) -> gs.Tensor:
-    codes = place.arrange(stage.weight.codes)
+def _decoded(nodes: Nodes, place: Place) -> gs.Tensor:
+    weight = place.stage.weight
+    codes = place.arrange(weight.codes)
     kind = helper.np_dtype_to_tensor_dtype(nodes.dtype)
-    stored = nodes.constant(codes, "codes")
+    stored = nodes.constant(codes, place, "codes")
     cast = nodes.add("Cast", [stored], "Cast", codes.shape, {"to": int(kind)})
-    if stage.weight.scales is None:
+    if weight.scales is None:
         return cast
-    scales = nodes.constant(place.arrange(stage.weight.scales.astype(nodes.dtype)), "scales")
-    return nodes.add("Mul", [cast, scales], "Mul", codes.shape)
+    scales = place.arrange_scales(weight.scales).astype(nodes.dtype)
+    return nodes.add("Mul", [cast, nodes.constant(scales, place, "scales")], "Mul", codes.shape)

@@ -1,10 +1,11 @@
-"""A matrix in the model's own float type: MatMul, Gemm or Conv with an initializer. Any opset."""
+"""Numbers in the model's own float type: a product with an initializer. Any opset."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from onnxlr.lowering.lowering import shared_operand
+from onnxlr.stages import Lookup
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -12,31 +13,28 @@ if TYPE_CHECKING:
     from onnxlr.lowering.context import Context
     from onnxlr.lowering.nodes import Nodes
     from onnxlr.lowering.place import Place
-    from onnxlr.stages import Linear
 
 __all__ = ["FloatWeights"]
 
 
 class FloatWeights:
-    """The plain way: what the model does already, with another matrix."""
+    """The plain way: what the model does already, with other numbers."""
 
     name = "float"
 
-    def refuses(self, stage: Linear, context: Context, place: Place) -> str | None:  # noqa: ARG002
-        """Refuse matrices kept in another type than the model's."""
-        kind = stage.weight.format.kind
+    def refuses(self, context: Context, place: Place) -> str | None:
+        """Refuse numbers kept in another type than the model's."""
+        kind = place.stage.weight.format.kind
+        if isinstance(place.stage, Lookup):
+            return "it is a table of rows"
         if kind != context.dtype.name:
             return f"its numbers are kept as {kind}, the model computes in {context.dtype.name}"
         if context.activations != "float":
             return f"float weights are multiplied by float data, {context.activations} was asked"
         return None
 
-    def emit(self, stage: Linear, nodes: Nodes, x: gs.Tensor, place: Place) -> gs.Variable:
-        """Write the product with the matrix as an initializer."""
-        operand = shared_operand(
-            nodes,
-            stage,
-            place,
-            lambda: nodes.constant(place.arrange(stage.weight.codes), "weight"),
-        )
-        return place.multiply(nodes, x, operand, stage.shape[-2 if place.transposed else -1])
+    def emit(self, nodes: Nodes, x: gs.Tensor, place: Place) -> gs.Variable:
+        """Write the product with the numbers as an initializer."""
+        codes = place.arrange(place.stage.weight.codes)
+        operand = shared_operand(nodes, place, lambda: nodes.constant(codes, place, "weight"))
+        return place.multiply(nodes, x, operand)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import onnx
+from onnx import helper
+
 from onnxlr.layers import Layer, Layout, Site
 from onnxlr.lowering.context import Context
-from onnxlr.lowering.nodes import Nodes
+from onnxlr.lowering.nodes import Exported, Nodes
 from onnxlr.lowering.place import Place
 from onnxlr.model import Splice
-from onnxlr.stages import Linear
+from onnxlr.stages import Convolution
 
 if TYPE_CHECKING:
-    import onnx
     import onnx_graphsurgeon as gs
 
     from onnxlr.lowering.targets import Target
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from onnxlr.model.names import Names
     from onnxlr.stages import Chain
 
-__all__ = ["lower_layer"]
+__all__ = ["as_constants", "lower_layer", "released_by"]
 
 
 def lower_layer(
@@ -33,31 +35,62 @@ def lower_layer(
     LoweringRefusedError
         If no lowering of the target can write one of the stages.
     """
-    if layer.weight is None:
-        raise ValueError(f"layer '{layer.name}' has no weight")
-    context = Context(model.opset, model.ir_version, layer.weight.dtype, activations)
-    nodes = Nodes(names, model.opset, layer.weight.dtype, layer.name)
+    first = layer.sites[0]
+    opset = first.operand.opset
+    context = Context(opset, model.ir_version, layer.dtype, activations)
+    nodes = Nodes(names, opset, layer.dtype, layer.name)
     for site in layer.sites:
         nodes.begin_site()
-        _emit_site(nodes, site, chain, context, target, site.swapped != layer.swapped)
-    groups, initializers, infos = nodes.export()
-    for site, group in zip(layer.sites, groups, strict=True):
+        _emit_site(nodes, site, chain, context, target)
+    exported = nodes.export()
+    for site, group in zip(layer.sites, exported.nodes, strict=True):
         _inherit(group[-1], site.node)
-    replaced = {site.index: group for site, group in zip(layer.sites, groups, strict=True)}
-    return Splice(replaced, initializers, infos, [layer.weight.name])
+    return _as_splice(layer, exported)
 
 
-def _emit_site(
-    nodes: Nodes, site: Site, chain: Chain, context: Context, target: Target, transposed: bool
-) -> None:
-    stages = chain.stages[::-1] if transposed else chain.stages
-    inputs = stages[0].shape[-1 if transposed else -2]
-    x = _data(nodes, site, inputs)
+def _as_splice(layer: Layer, exported: Exported) -> Splice:
+    groups, initializers = exported.nodes, exported.initializers
+    if layer.in_function:  # a function has no initializers
+        groups = [[*as_constants(initializers), *groups[0]], *groups[1:]]
+        initializers = []
+    pairs = list(zip(layer.sites, groups, strict=True))
+    infos = [
+        (site.scope, info)
+        for site, values in zip(layer.sites, exported.value_infos, strict=True)
+        for info in values
+        if not layer.in_function
+    ]
+    replaced = {(site.scope, site.index): group for site, group in pairs}
+    return Splice(replaced, initializers, infos, released_by(layer))
+
+
+def released_by(layer: Layer) -> list[tuple[int, str]]:
+    """Return the tensors that may disappear with a layer's sites, operands first."""
+    steps = {
+        key: distance
+        for site in layer.sites
+        for distance, key in enumerate(reversed(site.operand.released))
+    }
+    return sorted(steps, key=lambda key: -steps[key])
+
+
+def as_constants(tensors: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
+    """Return Constant nodes in place of initializers."""
+    return [
+        helper.make_node("Constant", [], [tensor.name], name=tensor.name, value=tensor)
+        for tensor in tensors
+    ]
+
+
+def _emit_site(nodes: Nodes, site: Site, chain: Chain, context: Context, target: Target) -> None:
+    stages = chain.stages[::-1] if site.transposed else chain.stages
+    x = _data(nodes, site, stages[0].shape[-1 if site.transposed else -2])
+    slid: frozenset[int] = frozenset()
     for position, stage in enumerate(stages):
-        if not isinstance(stage, Linear):
-            raise TypeError(f"no lowering writes a {type(stage).__name__}")
-        place = Place(site, transposed, position == 0, position == len(stages) - 1)
-        x = target.choose(stage, context, place).emit(stage, nodes, x, place)
+        if isinstance(stage, Convolution):
+            slid |= frozenset(stage.window)
+        place = Place(site, stage, position == len(stages) - 1, slid)
+        x = target.choose(context, place).emit(nodes, x, place)
 
 
 def _data(nodes: Nodes, site: Site, inputs: int) -> gs.Tensor:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from onnxlr.stages import Linear
-
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
@@ -22,30 +20,28 @@ class Lowering(Protocol):
 
     name: str
 
-    def refuses(self, stage: Linear, context: Context, place: Place) -> str | None:
-        """Return why this stage cannot be written this way here, None if it can."""
+    def refuses(self, context: Context, place: Place) -> str | None:
+        """Return why the place's stage cannot be written this way, None if it can."""
 
-    def emit(self, stage: Linear, nodes: Nodes, x: gs.Tensor, place: Place) -> gs.Variable:
+    def emit(self, nodes: Nodes, x: gs.Tensor, place: Place) -> gs.Variable:
         """Write the stage applied to `x` and return its result."""
 
 
-def shared_operand(
-    nodes: Nodes, stage: Linear, place: Place, write: Callable[[], gs.Tensor]
-) -> gs.Tensor:
+def shared_operand(nodes: Nodes, place: Place, write: Callable[[], gs.Tensor]) -> gs.Tensor:
     """Return a stage's constant as this place takes it, writing it if no site has yet.
 
     Sites that need it the other way round transpose what is there: the file holds it once, and ONNX
     Runtime folds the Transpose when it loads the model.
     """
-    key = (id(stage), place.is_kernel)
+    key = (id(place.stage), place.site.scope, place.spreads)
     if key not in nodes.operands:
         nodes.operands[key] = (place.flip, write())
     flip, operand = nodes.operands[key]
     if flip == place.flip:
         return operand
-    axes = list(range(len(stage.shape)))
+    dims = list(place.stage.shape)
+    axes = list(range(len(dims)))
     axes[-2:] = axes[:-3:-1]
-    dims = list(stage.shape)
     if place.flip:
         dims[-2:] = dims[:-3:-1]
     return nodes.add("Transpose", [operand], "Transpose", dims, {"perm": axes})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,36 +12,59 @@ import onnx
 import onnx_graphsurgeon as gs
 
 if TYPE_CHECKING:
+    from onnxlr.lowering.place import Place
     from onnxlr.model.names import Names
     from onnxlr.model.shapes import Dim
 
-__all__ = ["Nodes"]
+__all__ = ["Exported", "Nodes"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The protos of a layer's replacement.
+
+    Attributes
+    ----------
+    nodes
+        For each site in order.
+    initializers
+        New tensors.
+    value_infos
+        Types of the tensors that each site's nodes make.
+    """
+
+    nodes: list[list[onnx.NodeProto]]
+    initializers: list[onnx.TensorProto]
+    value_infos: list[list[onnx.ValueInfoProto]]
 
 
 class Nodes:
     """Nodes and tensors of one layer's replacement, grouped by site.
 
-    Constants and the nodes that decode them are written once and shared by all sites; they stand
-    before the first site, which comes first in the graph.
+    Constants are written once and shared by all sites; the nodes that decode them once for each
+    graph, before its first site.
     """
 
     def __init__(self, names: Names, opset: int, dtype: np.dtype[Any], prefix: str) -> None:
         self._names = names
         self._graph = gs.Graph(opset=opset)
         self._sites: list[int] = []
-        self._variables: list[gs.Variable] = []
+        self._constants: dict[tuple[int, str, bool, bool], gs.Constant] = {}
         self._prefix = prefix
         self.dtype = dtype
-        self.operands: dict[tuple[int, bool], tuple[bool, gs.Tensor]] = {}
+        self.operands: dict[tuple[int, int, bool], tuple[bool, gs.Tensor]] = {}
 
     def begin_site(self) -> None:
         """Start the nodes of the next site."""
         self._sites.append(len(self._graph.nodes))
 
-    def constant(self, values: npt.NDArray[Any], hint: str) -> gs.Constant:
-        """Return a new initializer."""
-        name = self._names.new(f"{self._prefix}.{hint}")
-        return gs.Constant(name, np.ascontiguousarray(values))
+    def constant(self, values: npt.NDArray[Any], place: Place, hint: str) -> gs.Constant:
+        """Return the initializer of a stage's values, a new one for the first site that asks."""
+        key = (id(place.stage), hint, place.flip, place.spreads)
+        if key not in self._constants:
+            name = self._names.new(f"{self._prefix}.{hint}")
+            self._constants[key] = gs.Constant(name, np.ascontiguousarray(values))
+        return self._constants[key]
 
     def existing(self, name: str) -> gs.Variable:
         """Return a tensor of the model; the empty name is an absent input."""
@@ -54,6 +78,7 @@ class Nodes:
         dims: Sequence[Dim] | None,
         attributes: Mapping[str, Any] | None = None,
         output: str | None = None,
+        dtype: npt.DTypeLike | None = None,
     ) -> gs.Variable:
         """Add a node and return its result.
 
@@ -67,13 +92,14 @@ class Nodes:
             Dimensions of the result, None if its rank is not known.
         output
             Name of the tensor of the model that this is; a new one if not given.
+        dtype
+            Type of the result; the layer's float type if not given.
         """
         name = self._names.new(f"{self._prefix}.{hint}")
         if output is None:
             result = gs.Variable(self._names.new(f"{name}.output"))
             if dims is not None:
-                result.dtype, result.shape = self.dtype, list(dims)
-                self._variables.append(result)
+                result.dtype, result.shape = np.dtype(dtype or self.dtype), list(dims)
         else:
             result = gs.Variable(output)
         self._graph.nodes.append(
@@ -81,14 +107,15 @@ class Nodes:
         )
         return result
 
-    def export(
-        self,
-    ) -> tuple[list[list[onnx.NodeProto]], list[onnx.TensorProto], list[onnx.ValueInfoProto]]:
-        """Return the nodes of each site, the initializers, and the types of new tensors."""
+    def export(self) -> Exported:
+        """Return all as protos."""
         graph = gs.export_onnx(self._graph, do_type_check=False).graph
         nodes = list(graph.node)
         ends = (*self._sites[1:], len(nodes))
         groups = [nodes[begin:end] for begin, end in zip(self._sites, ends, strict=True)]
-        known = {variable.name for variable in self._variables}
-        infos = [info for info in graph.value_info if info.name in known]
-        return groups, list(graph.initializer), infos
+        typed = {value.name: value for value in graph.value_info}
+        infos = [
+            [typed[name] for node in group for name in node.output if name in typed]
+            for group in groups
+        ]
+        return Exported(groups, list(graph.initializer), infos)

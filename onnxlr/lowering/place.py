@@ -1,4 +1,4 @@
-"""Where a stage stands at a site, and how its matrix is multiplied there."""
+"""Where a stage stands at a site, and how its numbers are multiplied there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from onnx import helper
 
-from onnxlr.layers import Layout, Site
+from onnxlr.layers import Layout, Site, exchange_channels
+from onnxlr.lowering.window import window_attributes
+from onnxlr.stages import Convolution, Linear, Stage
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -28,78 +30,95 @@ class Place:
     ----------
     site
         The node that is replaced.
-    transposed
-        Whether the site uses the transpose of the layer's matrix, and so of each of its stages.
-    first, last
-        Whether the stage is the chain's first (takes a convolution's window) or last (takes bias,
-        alpha and beta, and writes the site's output).
+    stage
+        The stage.
+    last
+        Whether the stage is the chain's last, which takes bias, alpha and beta, and writes the
+        site's output.
+    slid
+        Spatial axes along which this stage or one before it has moved the convolution's window.
     """
 
     site: Site
-    transposed: bool
-    first: bool
+    stage: Stage
     last: bool
-
-    @property
-    def is_kernel(self) -> bool:
-        """Whether the operand is a 1×1 convolution's kernel."""
-        return self.site.layout is Layout.CHANNELS
+    slid: frozenset[int] = frozenset()
 
     @property
     def flip(self) -> bool:
-        """Whether the operand is the stage's matrix transposed."""
-        return (self.site.layout is not Layout.LAST) != self.transposed
+        """Whether the operand is a linear stage's matrix transposed."""
+        if not isinstance(self.stage, Linear):
+            return False
+        return (self.site.layout is not Layout.LAST) != self.site.transposed
 
-    def arrange(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return a stage's matrix `(*batch, inputs, outputs)` as the operator takes it."""
-        arranged = np.swapaxes(matrix, -1, -2) if self.flip else matrix
-        if not self.is_kernel:
+    @property
+    def spreads(self) -> bool:
+        """Whether the stage is written as a transposed convolution."""
+        transposed = self.site.layout is Layout.TRANSPOSED_CONVOLUTION
+        return transposed and isinstance(self.stage, Convolution) and bool(self.stage.window)
+
+    def arrange(self, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return a stage's codes as the operator takes them."""
+        if self.spreads:
+            return exchange_channels(numbers, self._groups)
+        return np.swapaxes(numbers, -1, -2) if self.flip else numbers
+
+    def arrange_scales(self, scales: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return a stage's scales in a shape that broadcasts against the arranged codes."""
+        if not self.spreads:
+            return self.arrange(scales)
+        arranged = exchange_channels(scales, self._groups)  # (groups, outputs/groups, 1, …)
+        if self._groups == 1:
             return arranged
-        return arranged.reshape(*arranged.shape, *(1,) * self.site.kernel_axes)
+        return np.repeat(arranged, self.stage.shape[0] // self._groups, axis=0)
 
-    def multiply(
-        self, nodes: Nodes, x: gs.Tensor, operand: gs.Tensor, features: int
-    ) -> gs.Variable:
-        """Write the product of `x` and an arranged operand, with `features` outputs."""
+    @property
+    def _groups(self) -> int:
+        return self.stage.groups if isinstance(self.stage, Convolution) else 1
+
+    @property
+    def features(self) -> int:
+        """Features of the stage's result."""
+        flipped = isinstance(self.stage, Linear) and self.site.transposed
+        return int(self.stage.shape[-2 if flipped else -1])
+
+    def multiply(self, nodes: Nodes, x: gs.Tensor, operand: gs.Tensor) -> gs.Variable:
+        """Write the product of `x` and an arranged operand."""
         output = self.site.output if self.last else None
-        dims = self.result_dims(features)
+        dims = self._result_dims()
         ordered = [operand, x] if self.site.layout is Layout.SECOND_LAST else [x, operand]
-        if self.site.node.op_type == "Gemm" and self.last:
-            return nodes.add(
-                "Gemm",
-                [*ordered, *self._bias(nodes)],
-                "Gemm",
-                dims,
-                self._attributes("alpha", "beta"),
-                output,
-            )
-        if self.is_kernel:
-            bias = self._bias(nodes) if self.last else []
-            attributes = self._attributes("strides", "pads", "auto_pad", "dilations")
-            return nodes.add(
-                "Conv", [*ordered, *bias], "Conv", dims, attributes if self.first else None, output
-            )
-        return nodes.add("MatMul", ordered, "MatMul", dims, None, output)
+        if isinstance(self.stage, Convolution):
+            operator = "ConvTranspose" if self.spreads else "Conv"
+            attributes = window_attributes(self.site.node, self.stage)
+        elif self.site.node.op_type == "Gemm" and self.last:
+            operator, attributes = "Gemm", self._attributes("alpha", "beta")
+        else:
+            operator, attributes = "MatMul", {}
+        if self.last and operator != "MatMul":
+            ordered += [nodes.existing(name) for name in self.site.node.input[2:3]]
+        return nodes.add(operator, ordered, operator, dims, attributes, output)
 
-    def result_dims(self, features: int) -> tuple[Dim, ...] | None:
+    def _result_dims(self) -> tuple[Dim, ...] | None:
         """Return the dimensions of the stage's result: the site's, with other features."""
         dims = self.site.output_dims
         if dims is None:
             return None
-        axis = {Layout.LAST: -1, Layout.SECOND_LAST: -2, Layout.CHANNELS: 1}[self.site.layout]
-        if len(dims) == 1:
-            axis = 0
         changed = list(dims)
-        changed[axis] = features
+        if isinstance(self.stage, Convolution):
+            data = self.site.data_dims
+            if data is None:
+                return None
+            changed[1] = self.features
+            for axis in range(len(dims) - 2):
+                changed[axis + 2] = (dims if axis in self.slid else data)[axis + 2]
+        else:
+            axis = -1 if self.site.layout is Layout.LAST else -2
+            changed[0 if len(dims) == 1 else axis] = self.features
         return tuple(changed)
-
-    def _bias(self, nodes: Nodes) -> list[gs.Tensor]:
-        return [nodes.existing(name) for name in self.site.node.input[2:3]]
 
     def _attributes(self, *names: str) -> dict[str, Any]:
         found = {}
         for attribute in self.site.node.attribute:
             if attribute.name in names:
-                value = helper.get_attribute_value(attribute)
-                found[attribute.name] = value.decode() if isinstance(value, bytes) else value
+                found[attribute.name] = helper.get_attribute_value(attribute)
         return found

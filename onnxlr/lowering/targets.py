@@ -10,12 +10,12 @@ from onnxlr.errors import UsageError
 from onnxlr.lowering.cast_weights import CastWeights
 from onnxlr.lowering.dequantize_linear import DequantizeLinear
 from onnxlr.lowering.float_weights import FloatWeights
+from onnxlr.lowering.gather_rows import GatherRows
 
 if TYPE_CHECKING:
     from onnxlr.lowering.context import Context
     from onnxlr.lowering.lowering import Lowering
     from onnxlr.lowering.place import Place
-    from onnxlr.stages import Linear
 
 __all__ = ["TARGETS", "LoweringRefusedError", "Target", "find_target"]
 
@@ -39,23 +39,25 @@ class Target:
     name: str
     lowerings: tuple[Lowering, ...]
 
-    def choose(self, stage: Linear, context: Context, place: Place) -> Lowering:
+    def choose(self, context: Context, place: Place) -> Lowering:
         """Return the first lowering that accepts; raises LoweringRefusedError if none does."""
         reasons = []
         for lowering in self.lowerings:
-            reason = lowering.refuses(stage, context, place)
+            reason = lowering.refuses(context, place)
             if reason is None:
                 return lowering
             reasons.append(f"{lowering.name}: {reason}")
         raise LoweringRefusedError(
-            f"target {self.name} cannot write a {stage.weight.format.kind} matrix here "
+            f"target {self.name} cannot write a {place.stage.weight.format.kind} stage here "
             f"({'; '.join(reasons)})"
         )
 
 
 TARGETS: dict[str, Target] = {
     target.name: target
-    for target in (Target("onnx", (FloatWeights(), CastWeights(), DequantizeLinear())),)
+    for target in (
+        Target("onnx", (FloatWeights(), CastWeights(), DequantizeLinear(), GatherRows())),
+    )
 }
 """All targets by name."""
 

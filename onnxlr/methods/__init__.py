@@ -2,6 +2,7 @@
 
 from onnxlr.methods.budget import Budget
 from onnxlr.methods.method import Keep, Method, Options, Setting
+from onnxlr.methods.quantize import Quantize
 from onnxlr.methods.registry import METHODS, find_method
 from onnxlr.methods.svd import Svd, SvdOptions
 
@@ -11,6 +12,7 @@ __all__ = [
     "Keep",
     "Method",
     "Options",
+    "Quantize",
     "Setting",
     "Svd",
     "SvdOptions",

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from onnxlr.layers import Layer
 from onnxlr.metrics import Frobenius, Metric
 from onnxlr.numbers import Format
 from onnxlr.stages import Chain
@@ -43,6 +44,10 @@ class Setting:
     groups
         Of a convolution, whose weight is a kernel `(outputs, inputs/groups, *kernel)`; None for
         matrices.
+    is_table
+        Whether the weight is a table of which rows are taken, `(rows, width)`.
+    stored
+        Name of the type that the weight is stored in.
     """
 
     format: Format
@@ -50,9 +55,11 @@ class Setting:
     metric: Metric = field(default_factory=Frobenius)
     seed: int = 0
     groups: int | None = None
+    is_table: bool = False
+    stored: str = ""
 
     @classmethod
-    def for_weight(
+    def for_array(
         cls,
         weight: npt.NDArray[Any],
         format: str | None = None,
@@ -60,15 +67,34 @@ class Setting:
         seed: int = 0,
         groups: int | None = None,
     ) -> Setting:
-        """Return the setting for a weight: its own float type unless a format is named.
+        """Return the setting for a bare array: its own float type unless a format is named.
 
         Raises
         ------
         UsageError
             If the format is unknown.
         """
-        parsed = Format.parse(format or weight.dtype.name)
-        return cls(parsed, weight.dtype, metric or Frobenius(), seed, groups)
+        own = weight.dtype.name
+        parsed = Format.parse(format or own)
+        return cls(parsed, weight.dtype, metric or Frobenius(), seed, groups, stored=own)
+
+    @classmethod
+    def for_layer(cls, layer: Layer, format: str | None = None, seed: int = 0) -> Setting:
+        """Return the setting for a layer's weight: the type it is stored in unless one is named.
+
+        Raises
+        ------
+        UsageError
+            If the format is unknown.
+        """
+        return cls(
+            Format.parse(format or layer.stored),
+            layer.dtype,
+            seed=seed,
+            groups=layer.groups,
+            is_table=layer.is_table,
+            stored=layer.stored,
+        )
 
 
 class Method(Protocol):

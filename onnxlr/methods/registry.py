@@ -6,11 +6,12 @@ from difflib import get_close_matches
 
 from onnxlr.errors import UsageError
 from onnxlr.methods.method import Keep, Method
+from onnxlr.methods.quantize import Quantize
 from onnxlr.methods.svd import Svd
 
 __all__ = ["METHODS", "find_method"]
 
-METHODS: dict[str, Method] = {method.name: method for method in (Keep(), Svd())}
+METHODS: dict[str, Method] = {method.name: method for method in (Keep(), Quantize(), Svd())}
 """Every method, by the name that the command line and plans use."""
 
 

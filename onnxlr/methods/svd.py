@@ -160,6 +160,10 @@ class Svd:
             If the format's own rounding error is above the `max_error` asked, the budget does not
             reach rank 1, or the weight has not got the form asked for.
         """
+        if setting.is_table:
+            raise UsageError(
+                "a table of rows has no product to factorize; method quantize changes its format"
+            )
         forms = matricisations(weight, setting.groups, options.form)
         answers = [_attempt(form, options, setting) for form in forms]
         fits = [answer for answer in answers if isinstance(answer, _Fit)]

@@ -33,11 +33,14 @@ class Model:
         The model's own proto. External tensors hold their location, not their values.
     path
         The file it was read from; None for a model that was given as a proto or as bytes.
+    added
+        Names of initializers that splices have put in.
     """
 
     def __init__(self, proto: onnx.ModelProto, path: Path | None) -> None:
         self.proto = proto
         self.path = path
+        self.added: set[str] = set()
 
     @property
     def name(self) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
+from onnx import shape_inference
 
 from onnxlr.errors import ModelError, UsageError
 from onnxlr.model.model import Model
@@ -30,7 +31,8 @@ def open_model(source: str | Path | bytes | onnx.ModelProto, check: bool = True)
     UsageError
         If there is no such file.
     ModelError
-        If the file is empty, truncated, not an ONNX model, or fails ONNX's own checker.
+        If the file is empty, truncated, not an ONNX model, fails ONNX's own checker, or holds text
+        that is not UTF-8.
     """
     if isinstance(source, onnx.ModelProto):
         proto = onnx.ModelProto()
@@ -43,6 +45,10 @@ def open_model(source: str | Path | bytes | onnx.ModelProto, check: bool = True)
         model = Model(_parse(_read(path), str(path)), path)
     if check:
         _check(model)
+        try:
+            _check_text(model.proto)
+        except UnicodeError as error:
+            raise ModelError(f"{model.name}: {error}, expected UTF-8") from None
     return model
 
 
@@ -74,6 +80,27 @@ def _parse(content: bytes, name: str) -> onnx.ModelProto:
     return proto
 
 
+def _check_text(message: Message) -> None:
+    """Raise UnicodeError for text that is not UTF-8.
+
+    Neither protobuf nor the checker minds, and Python would stumble over it much later.
+    """
+    if isinstance(message, onnx.TensorProto):
+        message = onnx.TensorProto(name=message.name, doc_string=message.doc_string)
+    try:
+        fields = message.ListFields()
+    except UnicodeDecodeError:  # what some versions of protobuf do where others return bytes
+        raise UnicodeError(f"a {message.DESCRIPTOR.name} holds undecodable text") from None
+    for field, value in fields:
+        entries = [value] if isinstance(value, Message | str | bytes) else value
+        if field.type == field.TYPE_MESSAGE:
+            for entry in entries:
+                _check_text(entry)
+        elif field.type == field.TYPE_STRING and not all(isinstance(e, str) for e in entries):
+            kind = message.DESCRIPTOR.name
+            raise UnicodeError(f"'{field.name}' of a {kind} is undecodable text")
+
+
 def _check(model: Model) -> None:
     """Run ONNX's checker; above the 2 GB that a proto can be, it has to read the file itself."""
     try:
@@ -84,6 +111,6 @@ def _check(model: Model) -> None:
     except onnx.checker.ValidationError as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{model.name}: fails ONNX's checker: {reason}") from None
-    except (ValueError, RuntimeError, UnicodeDecodeError) as error:
+    except (ValueError, RuntimeError, shape_inference.InferenceError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{model.name}: ONNX's checker cannot read it: {reason}") from None

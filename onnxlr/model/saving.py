@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 import tempfile
@@ -28,7 +29,7 @@ _PROTO_LIMIT = 1_900_000_000
 
 _ALIGNMENT = 4096
 _EXTERNAL_FROM = 1024
-"""Smaller tensors stay in the model file: they are shapes and scalars that tools look at."""
+"""Smaller tensors that are new stay in the model file: scalars that tools look at."""
 
 
 def check_output(output: Path, *inputs: Path | None) -> None:
@@ -104,27 +105,57 @@ def copy_model(model: Model, folder: Path, name: str) -> None:
     if folder.parent.samefile(model.directory):
         return  # the staged file moves beside the very data it refers to
     for location in model.external_files():
+        source, target = model.directory / location, folder.parent / location
+        if target.exists() and not filecmp.cmp(source, target, shallow=False):
+            raise OutputError(
+                f"{target}: exists and is not the data that {model.name} refers to by this name; "
+                "expected a folder without such a file"
+            )
         (folder / location).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(model.directory / location, folder / location)
+        shutil.copyfile(source, folder / location)
 
 
 def write_model(model: Model, folder: Path, name: str) -> None:
     """Write a changed model into `folder`.
 
-    A model with external data, or one too big for a single file, keeps its large tensors in
-    `<name>.data`; the proto in memory is left as it was.
+    A model with external data, or one too big for a single file, gets a `<name>.data` beside it;
+    the proto in memory is left as it was. What lies in the model's own file stays there as long as
+    it fits: ONNX Runtime cannot read, for instance, the shape of a Reshape out of another file.
     """
     external = any(is_external(tensor) for tensor in tensors_of(model.proto))
-    if not external and model.proto.ByteSize() < _PROTO_LIMIT:
+    too_big = model.proto.ByteSize() >= _PROTO_LIMIT
+    if not external and not too_big:
         (folder / name).write_bytes(model.proto.SerializeToString())
         return
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    with (folder / f"{name}.data").open("wb") as stream:
+    location = _data_name(model, folder, name)
+    with (folder / location).open("wb") as stream:
         for tensor in tensors_of(proto):
-            if is_external(tensor) or len(tensor.raw_data) >= _EXTERNAL_FROM:
-                _move_out(tensor, model, stream, f"{name}.data")
+            if is_external(tensor) or _may_move(tensor, model, too_big):
+                _move_out(tensor, model, stream, location)
     (folder / name).write_bytes(proto.SerializeToString())
+
+
+def _data_name(model: Model, folder: Path, name: str) -> str:
+    """Return the name of the data file, another than that of data which `model` refers to."""
+    sources = [model.directory / location for location in model.external_files()]
+    location, number = f"{name}.data", 1
+    while any(_is_same(folder.parent / location, source) for source in sources):
+        number += 1
+        location = f"{name}.{number}.data"
+    return location
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    return path.exists() and other.exists() and path.samefile(other)
+
+
+def _may_move(tensor: onnx.TensorProto, model: Model, too_big: bool) -> bool:
+    if len(tensor.raw_data) < _EXTERNAL_FROM:
+        return False
+    is_index = tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    return tensor.name in model.added or (too_big and not is_index)
 
 
 def _move_out(tensor: onnx.TensorProto, model: Model, stream: BinaryIO, location: str) -> None:

@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import onnx
 
+from onnxlr.model.liveness import Key, Uses
+from onnxlr.model.model import Model
 from onnxlr.model.scopes import scopes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from onnxlr.model.model import Model
 
 __all__ = ["Splice", "splice"]
 
 
 @dataclass
 class Splice:
-    """A change of the main graph.
+    """A change of a model's graphs, which are counted as `scopes` yields them.
 
     Attributes
     ----------
     nodes
-        By index of a node of the original graph: the nodes that take its place.
-    initializers, value_infos
-        New tensors, and the types of new tensors.
+        By graph and position of a node of the original: the nodes that take its place.
+    initializers
+        New tensors of the main graph.
+    value_infos
+        Types of new tensors, with the graph they are in.
     released
-        Weights that the replaced nodes used; each disappears if nothing else uses it.
+        Tensors that the replaced nodes used, from the operand back to the stored weight; each
+        disappears, with the node that makes it, if nothing else uses it.
     """
 
-    nodes: dict[int, list[onnx.NodeProto]] = field(default_factory=dict)
+    nodes: dict[tuple[int, int], list[onnx.NodeProto]] = field(default_factory=dict)
     initializers: list[onnx.TensorProto] = field(default_factory=list)
-    value_infos: list[onnx.ValueInfoProto] = field(default_factory=list)
-    released: list[str] = field(default_factory=list)
+    value_infos: list[tuple[int, onnx.ValueInfoProto]] = field(default_factory=list)
+    released: list[Key] = field(default_factory=list)
 
     def byte_size(self) -> int:
         """Return the bytes that the new nodes and tensors take in the file."""
         nodes = sum(node.ByteSize() for group in self.nodes.values() for node in group)
         tensors = sum(tensor.ByteSize() for tensor in self.initializers)
-        return int(nodes + tensors + sum(value.ByteSize() for value in self.value_infos))
+        return int(nodes + tensors + sum(value.ByteSize() for _, value in self.value_infos))
 
     def merge(self, other: Splice) -> None:
         """Add another change, of other nodes."""
@@ -56,19 +56,26 @@ def splice(model: Model, change: Splice) -> None:
     At IR version 3 every initializer must be an input of the graph, so new ones are listed there
     and removed ones are taken off.
     """
+    graphs = [scope.graph for scope in scopes(model.proto)]
+    # A graph's nodes are copied when they are put back, so inner graphs must be done before.
+    for position in reversed(range(len(graphs))):
+        nodes = {index: new for (scope, index), new in change.nodes.items() if scope == position}
+        _replace_nodes(graphs[position], nodes)
+    graphs = [scope.graph for scope in scopes(model.proto)]
+    for position, value in change.value_infos:
+        graphs[position].value_info.append(value)
     graph = model.proto.graph
-    _replace_nodes(graph, change.nodes)
     graph.initializer.extend(change.initializers)
-    graph.value_info.extend(change.value_infos)
     if model.proto.ir_version < 4:
         graph.input.extend(_as_input(tensor) for tensor in change.initializers)
-    _remove_unused(model.proto, set(change.released))
+    _remove_unused(model.proto, change.released)
+    model.added.update(tensor.name for tensor in change.initializers)
     for cached in ("names", "types", "initializers"):
         model.__dict__.pop(cached, None)
 
 
 def _replace_nodes(
-    graph: onnx.GraphProto, replacements: Mapping[int, list[onnx.NodeProto]]
+    graph: onnx.GraphProto | onnx.FunctionProto, replacements: Mapping[int, list[onnx.NodeProto]]
 ) -> None:
     if not replacements:
         return
@@ -82,21 +89,36 @@ def _as_input(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
 
 
-def _remove_unused(model: onnx.ModelProto, released: set[str]) -> None:
-    gone = released - _used_names(model)
-    if not gone:
+def _remove_unused(model: onnx.ModelProto, released: Iterable[Key]) -> None:
+    """Remove what is no longer used; nodes on the way to a weight go before the weight."""
+    uses = Uses(model)
+    graphs = [scope.graph for scope in scopes(model)]
+    gone: dict[int, set[str]] = {}
+    removed: set[tuple[int, int]] = set()
+    for key in dict.fromkeys(released):
+        maker = uses.maker(key)
+        outputs = [key]
+        if maker is not None:
+            outputs = [(key[0], name) for name in graphs[maker[0]].node[maker[1]].output if name]
+        if any(uses.is_used(output, removed) for output in outputs):
+            continue
+        gone.setdefault(key[0], set()).add(key[1])
+        if maker is not None:
+            removed.add(maker)
+    for position, index in sorted(removed, reverse=True):
+        del graphs[position].node[index]
+    for position, names in gone.items():
+        _remove_tensors(graphs[position], names)
+
+
+def _remove_tensors(graph: onnx.GraphProto | onnx.FunctionProto, names: set[str]) -> None:
+    _remove_named(graph.value_info, names)
+    if isinstance(graph, onnx.FunctionProto):
         return
-    graph = model.graph
-    constants = [
-        node for node in graph.node if node.op_type == "Constant" and node.output[0] in gone
-    ]
-    for node in constants:
-        graph.node.remove(node)
-    _remove_named(graph.initializer, gone)
-    _remove_named(graph.value_info, gone)
-    _remove_named(graph.input, gone)
+    _remove_named(graph.initializer, names)
+    _remove_named(graph.input, names)
     for index in reversed(range(len(graph.quantization_annotation))):
-        if graph.quantization_annotation[index].tensor_name in gone:
+        if graph.quantization_annotation[index].tensor_name in names:
             del graph.quantization_annotation[index]
 
 
@@ -107,19 +129,3 @@ def _remove_named(
     for index in reversed(range(len(kept))):
         if kept[index].name in names:
             del messages[index]  # type: ignore[attr-defined]
-
-
-def _used_names(model: onnx.ModelProto) -> set[str]:
-    """Return every tensor name that a node, an output or a quantisation annotation refers to.
-
-    Subgraphs count whole: a name that is defined anew inside one is taken as a use, too, which at
-    worst keeps a tensor.
-    """
-    used: set[str] = set()
-    for scope in scopes(model):
-        for node in scope.graph.node:
-            used.update(node.input)
-        used.update(o if isinstance(o, str) else o.name for o in scope.graph.output)
-        for annotation in getattr(scope.graph, "quantization_annotation", ()):
-            used.update(entry.value for entry in annotation.quant_parameter_tensor_names)
-    return used

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -13,6 +15,7 @@ from onnx.external_data_helper import load_external_data_for_tensor
 from onnxlr.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy.typing as npt
@@ -23,7 +26,6 @@ __all__ = [
     "make_tensor",
     "read_raw",
     "read_tensor",
-    "replace_values",
     "stored_bytes",
     "type_name",
 ]
@@ -32,6 +34,7 @@ FLOAT_TYPES: dict[int, np.dtype[Any]] = {
     int(TensorProto.FLOAT): np.dtype(np.float32),
     int(TensorProto.FLOAT16): np.dtype(np.float16),
     int(TensorProto.DOUBLE): np.dtype(np.float64),
+    int(TensorProto.BFLOAT16): np.dtype(ml_dtypes.bfloat16),
 }
 """The element types whose weights can be factorized, and their numpy types."""
 
@@ -43,16 +46,28 @@ def is_external(tensor: TensorProto) -> bool:
 
 def type_name(data_type: int) -> str:
     """Return the element type's name as ONNX writes it, in lower case: `float`, `float16`."""
+    if data_type not in TensorProto.DataType.values():  # the checker lets any number pass
+        return f"unknown type {data_type}"
     return str(TensorProto.DataType.Name(data_type)).lower()
 
 
 def read_raw(tensor: TensorProto, directory: Path) -> bytes:
-    """Return the raw bytes of a tensor that keeps them as raw or external data."""
+    """Return the raw bytes of a tensor that keeps them as raw or external data.
+
+    Raises
+    ------
+    ModelError
+        If external data is missing, unreadable or too short.
+    """
     if not is_external(tensor):
         return bytes(tensor.raw_data)
     copy = TensorProto()
     copy.CopyFrom(tensor)
-    load_external_data_for_tensor(copy, str(directory))
+    with _reading(tensor):
+        load_external_data_for_tensor(copy, str(directory))
+        stated = {entry.key: entry.value for entry in tensor.external_data}.get("length")
+        if len(copy.raw_data) < int(stated or 0):  # onnx 1.17 reads what there is
+            raise ValueError(f"its file holds only {len(copy.raw_data):,} bytes of it")
     return bytes(copy.raw_data)
 
 
@@ -69,8 +84,14 @@ def read_tensor(tensor: TensorProto, directory: Path) -> npt.NDArray[Any]:
         copy = TensorProto()
         copy.CopyFrom(tensor)
         tensor = copy
-    try:
+    with _reading(tensor):
         return numpy_helper.to_array(tensor, base_dir=str(directory))
+
+
+@contextmanager
+def _reading(tensor: TensorProto) -> Iterator[None]:
+    try:
+        yield
     except (ValueError, TypeError, OSError, onnx.checker.ValidationError) as error:
         shape = "×".join(map(str, tensor.dims))
         reason = str(error).splitlines()[0]
@@ -94,12 +115,3 @@ def stored_bytes(tensor: TensorProto) -> int:
 def make_tensor(values: npt.NDArray[Any], name: str) -> TensorProto:
     """Return an initializer holding `values` as raw data."""
     return numpy_helper.from_array(np.ascontiguousarray(values), name)
-
-
-def replace_values(tensor: TensorProto, values: npt.NDArray[Any]) -> None:
-    """Give a tensor other values of the same type and shape, stored inside the model."""
-    new = make_tensor(values, tensor.name)
-    if new.data_type != tensor.data_type or list(new.dims) != list(tensor.dims):
-        raise ValueError(f"tensor '{tensor.name}': the new values have another type or shape")
-    new.doc_string = tensor.doc_string
-    tensor.CopyFrom(new)

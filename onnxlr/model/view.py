@@ -19,21 +19,25 @@ if TYPE_CHECKING:
 __all__ = ["search_view"]
 
 
-def search_view(graph: onnx.GraphProto) -> gs.Graph:
+def search_view(graph: onnx.GraphProto | onnx.FunctionProto) -> gs.Graph:
     """Return a graph of gs nodes and tensors with the connections of `graph`, without values."""
     skeleton = onnx.GraphProto(name=graph.name or "graph")
     for node in graph.node:
         bare = skeleton.node.add(op_type=node.op_type, domain=node.domain, name=node.name)
         bare.input.extend(node.input)
         bare.output.extend(node.output)
-    skeleton.initializer.extend(
-        TensorProto(name=tensor.name, dims=[0], data_type=TensorProto.FLOAT)
-        for tensor in graph.initializer
-    )
-    skeleton.input.extend(_untyped(graph.input))
-    skeleton.output.extend(_untyped(graph.output))
+    if isinstance(graph, onnx.GraphProto):
+        skeleton.initializer.extend(
+            TensorProto(name=tensor.name, dims=[0], data_type=TensorProto.FLOAT)
+            for tensor in graph.initializer
+        )
+        skeleton.input.extend(_untyped(value.name for value in graph.input))
+        skeleton.output.extend(_untyped(value.name for value in graph.output))
+    else:
+        skeleton.input.extend(_untyped(graph.input))
+        skeleton.output.extend(_untyped(graph.output))
     return gs.import_onnx(helper.make_model(skeleton))
 
 
-def _untyped(values: Iterable[onnx.ValueInfoProto]) -> Iterable[onnx.ValueInfoProto]:
-    return (helper.make_tensor_value_info(v.name, TensorProto.FLOAT, None) for v in values)
+def _untyped(names: Iterable[str]) -> Iterable[onnx.ValueInfoProto]:
+    return (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)

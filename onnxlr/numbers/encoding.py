@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -78,10 +79,11 @@ def encode(
         normal number of `compute` (an output of zeros gets that scale and codes 0).
     """
     if format.is_float:
-        limits = np.finfo(format.kind)
-        return Encoded(format, np.clip(numbers, limits.min, limits.max).astype(format.dtype))
+        limit = format.largest
+        return Encoded(format, np.clip(numbers, -limit, limit).astype(format.dtype))
     reduced = tuple(range(1, numbers.ndim)) if kernel else (-2,)
     peak = np.abs(numbers).max(axis=reduced, keepdims=True, initial=0.0)
-    scales = np.maximum(peak / _INT8_MAX, np.finfo(compute).tiny).astype(compute)
+    smallest = float(ml_dtypes.finfo(compute).tiny)  # type: ignore[no-untyped-call]
+    scales = np.maximum(peak / _INT8_MAX, smallest).astype(compute)
     codes = np.rint(numbers / scales.astype(np.float64))
     return Encoded(format, np.clip(codes, -_INT8_MAX, _INT8_MAX).astype(np.int8), scales)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import ml_dtypes  # gives numpy the type bfloat16
 import numpy as np
 
 from onnxlr.errors import UsageError
@@ -18,8 +19,8 @@ class Format:
     Attributes
     ----------
     kind
-        `float64`, `float32`, `float16`, or `int8` (integers −127 … 127 with one scale per output
-        column, no zero point).
+        `float64`, `float32`, `float16`, `bfloat16`, or `int8` (integers −127 … 127 with one scale
+        for each output, no zero point).
     """
 
     kind: str
@@ -34,7 +35,12 @@ class Format:
     @property
     def is_float(self) -> bool:
         """Whether values are kept as they are, up to the precision of the type."""
-        return self.kind.startswith("float")
+        return self.kind != "int8"
+
+    @property
+    def largest(self) -> float:
+        """The largest finite number of a float format."""
+        return float(ml_dtypes.finfo(self.kind).max)  # type: ignore[no-untyped-call]
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
@@ -46,5 +52,5 @@ class Format:
         return self.dtype.itemsize
 
 
-FORMATS = ("float64", "float32", "float16", "int8")
+FORMATS = ("float64", "float32", "float16", "bfloat16", "int8")
 """All format kinds."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from onnxlr.errors import UsageError
 from onnxlr.layers import Layer, read_weight
 from onnxlr.lowering import find_target
-from onnxlr.methods import SvdOptions, Options, Setting, find_method
+from onnxlr.methods import Options, Setting, SvdOptions, find_method
 from onnxlr.model import Model
 from onnxlr.numbers import Format
 from onnxlr.plan import Choice, Proposal
@@ -74,7 +74,7 @@ def propose(
 def _propose(model: Model, layer: Layer, request: Request) -> Proposal:
     weight = read_weight(model, layer)
     method = find_method(request.method)
-    setting = Setting.for_weight(weight, request.format, seed=request.seed)
+    setting = Setting.for_layer(layer, request.format, request.seed)
     try:
         chain = method.factorize(weight, request.options, setting)
         options = method.settle(request.options, chain)

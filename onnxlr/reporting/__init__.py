@@ -1,18 +1,23 @@
 """Results for people (tables) and for machines (JSON)."""
 
 from onnxlr.reporting.documents import error_document, to_document
+from onnxlr.reporting.streams import Stream, tolerate_encodings
 from onnxlr.reporting.tables import (
     print_inspection,
     print_plan,
     print_report,
     print_rewrite,
+    shown,
 )
 
 __all__ = [
+    "Stream",
     "error_document",
     "print_inspection",
     "print_plan",
     "print_report",
     "print_rewrite",
+    "shown",
     "to_document",
+    "tolerate_encodings",
 ]

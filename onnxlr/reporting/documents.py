@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from onnxlr.errors import OnnxlrError
+from onnxlr.errors import ExitCode
 from onnxlr.plan import Choice, Plan
 
 __all__ = ["error_document", "to_document"]
@@ -23,13 +23,16 @@ def to_document(kind: str, result: object) -> dict[str, Any]:
     return {"schema": f"onnxlr.{kind}/1", **values}
 
 
-def error_document(error: OnnxlrError) -> dict[str, Any]:
-    """Return an error as JSON values under the schema `onnxlr.error/1`."""
+def error_document(kind: str, message: str, exit_code: ExitCode) -> dict[str, Any]:
+    """Return an error as JSON values under the schema `onnxlr.error/1`.
+
+    `kind` is the name of an error of `onnxlr.errors`, `Interrupted` or `Defect`.
+    """
     return {
         "schema": "onnxlr.error/1",
-        "error": type(error).__name__,
-        "message": str(error),
-        "exit_code": int(error.exit_code),
+        "error": kind,
+        "message": message,
+        "exit_code": int(exit_code),
     }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from math import isfinite
+from collections.abc import Iterator, Sequence
+from math import isfinite, isnan
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,29 +16,37 @@ from onnxlr.plan import Plan
 from onnxlr.rewriting import LayerRecord
 from onnxlr.verification import Check, Comparison, Report
 
-__all__ = ["print_inspection", "print_plan", "print_report", "print_rewrite"]
+__all__ = ["print_inspection", "print_plan", "print_report", "print_rewrite", "shown"]
+
+_PROOFS = {"approximation": "approx."}
+"""Shorter names, which leave room for the outputs' own."""
 
 _WORST = 10
 """Most layers listed by drift."""
 
 
+def shown(text: str) -> str:
+    """Return text of a model or a path for rich: no markup, no control characters in it."""
+    return escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+
+
 def print_inspection(console: Console, inspection: Inspection) -> None:
     """Print a line per layer that can be rewritten, then the others by reason."""
     console.print(
-        f"[bold]{escape(inspection.model)}[/]  opset {inspection.opset}, "
+        f"[bold]{shown(inspection.model)}[/]  opset {inspection.opset}, "
         f"IR {inspection.ir_version}, {_size(inspection.bytes)} in tensors"
     )
     layers = [layer for layer in inspection.layers if layer.skip is None]
     table = _table("layer", "operator", "inputs×outputs", "share", "mul-adds", "rank", "even")
     for layer in layers:
         table.add_row(
-            escape(layer.name),
+            shown(layer.name),
             layer.operator + (f" ×{layer.sites}" if layer.sites > 1 else ""),
             _shape(layer.shape),
             f"{layer.share:.1%}",
             _work(layer),
-            f"{layer.rank90}/{layer.rank99}",
-            str(layer.break_even),
+            "" if layer.rank90 is None else f"{layer.rank90}/{layer.rank99}",
+            "" if layer.break_even is None else str(layer.break_even),
         )
     if layers:
         console.print(table)
@@ -56,7 +65,7 @@ def _print_skipped(console: Console, layers: tuple[LayerSummary, ...]) -> None:
     table = _table("left alone", "operator", "share", "reason", right=("share",))
     for layer in skipped:
         share = f"{layer.share:.1%}" if layer.bytes else ""
-        table.add_row(escape(layer.name), layer.operator, share, escape(layer.skip or ""))
+        table.add_row(shown(layer.name), layer.operator, share, shown(layer.skip or ""))
     console.print(table)
 
 
@@ -66,7 +75,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     if chosen:
         table = _table("layer", "method", "format", right=())
         for name, choice in chosen.items():
-            table.add_row(escape(name), f"{choice.method} {choice.options}", choice.format or "own")
+            table.add_row(shown(name), f"{choice.method} {choice.options}", choice.format or "own")
         console.print(table)
     kept = {name: choice for name, choice in plan.layers.items() if choice.keeps}
     _print_reasons(console, [choice.reason or "kept" for choice in kept.values()])
@@ -83,11 +92,12 @@ def print_rewrite(console: Console, result: RewriteResult) -> None:
             "[red]Nothing was written[/]: the rewritten model does not hold what was asked."
         )
     elif result.report is None:
-        console.print(f"[yellow]Nothing was rewritten[/]: {escape(str(result.output))} is a copy.")
+        console.print(f"[yellow]Nothing was rewritten[/]: {shown(str(result.output))} is a copy.")
     else:
+        failed = "" if result.report.passed else " although it does not hold what was asked"
         console.print(
-            f"[green]Wrote[/] {escape(str(result.output))}: {_size(result.bytes_before)} → "
-            f"{_size(result.bytes_after)} ({ratio:.1%})"
+            f"[{'yellow' if failed else 'green'}]Wrote[/] {shown(str(result.output))}: "
+            f"{_size(result.bytes_before)} → {_size(result.bytes_after)} ({ratio:.1%}){failed}"
         )
 
 
@@ -98,7 +108,7 @@ def _print_records(console: Console, records: tuple[LayerRecord, ...]) -> None:
         for record in rewritten:
             kind = f", {record.choice.format}" if record.choice.format else ""
             table.add_row(
-                escape(record.name),
+                shown(record.name),
                 _shape(record.shape),
                 f"{record.choice.method} {record.choice.options}{kind}",
                 _number(record.error),
@@ -116,7 +126,7 @@ def _print_reasons(console: Console, reasons: list[str]) -> None:
     general = Counter(_general(reason) for reason in reasons)
     console.print(f"{len(reasons)} layer{'s' if len(reasons) != 1 else ''} left alone:")
     for reason, number in general.most_common(_WORST):
-        console.print(f"  {number} × {escape(reason)}")
+        console.print(f"  {number} × {shown(reason)}")
     if len(general) > _WORST:
         console.print(f"  and {len(general) - _WORST} more reasons (--json lists all)")
 
@@ -130,32 +140,50 @@ def _general(reason: str) -> str:
 
 def print_report(console: Console, report: Report) -> None:
     """Print both proofs with one line per output, then what failed and where it drifts."""
-    console.print(f"Verified with {escape(report.runtime)} on {escape(report.data)}")
-    table = _table(
-        "proof", "opt.", "output", "cosine", "rel. L2", "max abs", "SQNR dB", "top-1", ""
-    )
-    for check in report.checks:
-        for comparison in check.comparisons:
-            table.add_row(*_comparison_row(check, comparison))
+    console.print(f"Verified with {shown(report.runtime)} on {shown(report.data)}")
+    table = _table("proof", "opt.", "output", "cosine", "rel. L2", "max abs", "SQNR", "top-1", "")
+    for levels, cells in _comparison_rows(report.checks):
+        table.add_row(cells[0], levels, *cells[1:])
     console.print(table)
     tolerances = {check.proof: check.tolerance for check in report.checks}
+    asked = "; ".join(f"{proof} {shown(text)}" for proof, text in tolerances.items())
     console.print(
-        "[dim]asked: " + "; ".join(f"{proof} {text}" for proof, text in tolerances.items()) + "[/]"
+        f"[dim]asked: {asked}\nopt.: graph optimisation on (all) and off (none); SQNR: in dB[/]"
     )
     for note in report.notes:
-        console.print(f"[yellow]note:[/] {escape(note)}")
+        console.print(f"[yellow]note:[/] {shown(note)}")
     for failure in report.failures:
-        console.print(f"[red]failed:[/] {escape(failure)}")
+        console.print(f"[red]failed:[/] {shown(failure)}")
     if report.drifts:
         drifts = _table("drifts most at", "rel. L2", "cosine")
         for drift in report.drifts[:_WORST]:
-            drifts.add_row(escape(drift.layer), _number(drift.relative_l2), f"{drift.cosine:.5f}")
+            drifts.add_row(
+                shown(drift.layer), _number(drift.relative_l2), _number(drift.cosine, ".5f")
+            )
         console.print(drifts)
+        if len(report.drifts) > _WORST:
+            console.print(f"and {len(report.drifts) - _WORST} more (--json lists all)")
 
 
-def _comparison_row(check: Check, comparison: Comparison) -> list[str]:
+def _comparison_rows(checks: Sequence[Check]) -> Iterator[tuple[str, list[str]]]:
+    """Yield a row for each proof and output; levels of optimisation that read alike share one."""
+    levels: dict[tuple[str, ...], list[str]] = {}
+    for check in checks:
+        for comparison in check.comparisons:
+            levels.setdefault(tuple(_cells(check, comparison)), []).append(check.optimisation)
+    first: dict[tuple[str, ...], int] = {}
+    for cells in levels:
+        first.setdefault(cells[:2], len(first))
+    for cells in sorted(levels, key=lambda cells: first[cells[:2]]):
+        both = len(set(levels[cells])) > 1
+        yield "both" if both else levels[cells][0], list(cells)
+
+
+def _cells(check: Check, comparison: Comparison) -> list[str]:
     mark = "[green]✓[/]" if _holds(check, comparison) else "[red]✗[/]"
-    row = [check.proof, check.optimisation, escape(comparison.output)]
+    row = [_PROOFS.get(check.proof, check.proof), shown(comparison.output)]
+    if comparison.mismatch:
+        return [*row, "", "", "", "", "", mark]
     if not comparison.is_float:
         return [*row, "", "", "", "", f"{comparison.agreement:.2%}", mark]
     return [
@@ -163,14 +191,16 @@ def _comparison_row(check: Check, comparison: Comparison) -> list[str]:
         f"{comparison.cosine:.5f}",
         _number(comparison.relative_l2),
         _number(comparison.max_abs),
-        f"{comparison.sqnr:.1f}" if isfinite(comparison.sqnr) else "∞",
+        _number(comparison.sqnr, ".1f"),
         "" if comparison.top1 is None else f"{comparison.top1:.2%}",
         mark,
     ]
 
 
 def _holds(check: Check, comparison: Comparison) -> bool:
-    return not any(f"'{comparison.output}'" in failure for failure in check.failures)
+    return not any(
+        failure.startswith(f"output '{comparison.output}'") for failure in check.failures
+    )
 
 
 def _table(*columns: str, right: tuple[str, ...] | None = None) -> Table:
@@ -205,5 +235,7 @@ def _size(count: int) -> str:
     return f"{count / 1000:.1f} kB" if count < 1_000_000 else f"{count / 1_000_000:.2f} MB"
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2g}"
+def _number(value: float | None, form: str = ".2g") -> str:
+    if value is None or isnan(value):
+        return ""
+    return format(value, form) if isfinite(value) else ("∞" if value > 0 else "−∞")

@@ -1,9 +1,8 @@
-"""The child process that runs a job: `python -m onnxlr.runtime.child TASK ANSWER`."""
+"""The child process that runs a job."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from onnxlr.runtime.execution import ExecutionError, execute
@@ -19,7 +18,3 @@ def main(task: str, answer: str) -> None:
     partial = Path(f"{answer}.partial")
     partial.write_text(json.dumps(values), encoding="utf-8")
     partial.replace(answer)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -12,6 +12,8 @@ import onnx
 import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 
+from onnxlr.runtime.storage import store_arrays
+
 __all__ = ["LEVELS", "ExecutionError", "execute"]
 
 LEVELS = ("all", "none")
@@ -53,7 +55,7 @@ def execute(
             with np.load(file) as arrays:
                 inputs = {name: arrays[name] for name in arrays.files}
             outputs = _run(runner, inputs)
-            np.savez(folder / f"{position:06}.npz", **_as_arrays(outputs))  # type: ignore[arg-type]
+            store_arrays(folder / f"{position:06}.npz", _as_arrays(outputs))
     if runner is None:
         raise ExecutionError("no level of optimisation was asked for")
     return runner.name, runner.outputs
@@ -148,6 +150,8 @@ def _as_arrays(outputs: Iterable[Any]) -> dict[str, npt.NDArray[Any]]:
             array = np.asarray(value)
             if array.dtype == object:  # strings
                 array = array.astype(str)
+            elif array.dtype.kind == "V":  # bfloat16 and the like, which files cannot hold
+                array = array.astype(np.float32)
             arrays[f"{position}{part}"] = array
     return arrays
 

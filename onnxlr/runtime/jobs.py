@@ -22,6 +22,22 @@ from onnxlr.runtime.execution import LEVELS, ExecutionError, execute
 __all__ = ["LEVELS", "Job", "Outcome", "run_job"]
 
 
+_WATCH = """
+import os, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+"""
+"""Ends the child when the other end of its standard input is closed, however the parent ended."""
+
+_PROGRAM = f"""
+import sys
+sys.path[:] = filter(None, sys.path)
+{_WATCH}
+from onnxlr.runtime.child import main
+main(*sys.argv[1:])
+"""
+"""Not `-m`, which lets a file `onnx.py` in the current folder stand in for the library."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What to run.
@@ -81,9 +97,22 @@ def _run_in_child(job: Job, name: str) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="onnxlr-job-") as folder:
         task, answer = Path(folder, "task.json"), Path(folder, "answer.json")
         task.write_text(json.dumps(asdict(job)), encoding="utf-8")
-        command = [sys.executable, "-m", "onnxlr.runtime.child", str(task), str(answer)]
+        command = [sys.executable, "-c", _PROGRAM, str(task), str(answer)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        reading, writing = os.pipe()
+        try:
+            done = subprocess.run(
+                command,
+                stdin=reading,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+                env=environment,
+            )
+        finally:
+            os.close(reading)
+            os.close(writing)
         if not answer.exists():
             raise RuntimeFailureError(f"{name}: {_cause_of_death(done)}")
         values = json.loads(answer.read_text(encoding="utf-8"))

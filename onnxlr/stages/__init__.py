@@ -3,5 +3,6 @@
 from onnxlr.stages.chain import Chain, Cost, Stage
 from onnxlr.stages.convolution import Convolution
 from onnxlr.stages.linear import Linear
+from onnxlr.stages.lookup import Lookup
 
-__all__ = ["Chain", "Convolution", "Cost", "Linear", "Stage"]
+__all__ = ["Chain", "Convolution", "Cost", "Linear", "Lookup", "Stage"]

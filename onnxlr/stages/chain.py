@@ -8,13 +8,17 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from onnxlr.numbers import Format
+from onnxlr.numbers import Encoded, Format
 
 __all__ = ["Chain", "Cost", "Stage"]
 
 
 class Stage(Protocol):
     """One step of a chain: a linear map, of the last axis or over a window of positions."""
+
+    @property
+    def weight(self) -> Encoded:
+        """The stored numbers."""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import inf, log10, sqrt
+from math import inf, log10, nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,11 @@ class Comparison:
         Share of entries that are equal.
     non_finite, original_non_finite
         Entries that are NaN or infinite in the compared output, and in the one it is compared to.
-    shapes
-        Shapes that differ, `(expected, found)`; None if all agree.
+    entries
+        Entries compared, of all runs together.
+    mismatch
+        Why the two cannot be compared: another shape or kind of numbers. All measures are NaN then.
+        None if they can.
     """
 
     output: str
@@ -58,14 +61,14 @@ class Comparison:
     agreement: float
     non_finite: int
     original_non_finite: int
-    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    entries: int
+    mismatch: str | None = None
 
     @property
     def fault(self) -> str | None:
         """What makes the output useless whatever the tolerance, None if nothing."""
-        if self.shapes:
-            expected, found = (list(shape) for shape in self.shapes)
-            return f"output '{self.output}' has shape {found}, expected {expected}"
+        if self.mismatch:
+            return f"output '{self.output}' has {self.mismatch}"
         if self.non_finite:
             origin = (
                 "the model it is compared to has some on these inputs, too"
@@ -75,6 +78,11 @@ class Comparison:
             return (
                 f"output '{self.output}' has {self.non_finite:,} NaN or infinite entries ({origin})"
             )
+        if self.original_non_finite:
+            return (
+                f"output '{self.output}' has finite entries where the model it is compared to has "
+                f"{self.original_non_finite:,} NaN or infinite ones"
+            )
         return None
 
 
@@ -82,10 +90,31 @@ def compare(output: str, pairs: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any
     """Compare an output of two models, given as pairs `(expected, found)` of one run each."""
     sums = _Sums()
     for expected, found in pairs:
-        if expected.shape != found.shape:
-            return sums.result(output, (expected.shape, found.shape))
+        if mismatch := _mismatch(expected, found):
+            return _incomparable(output, _is_float(expected), mismatch)
         sums.add(expected, found)
-    return sums.result(output, None)
+    return sums.result(output)
+
+
+_KINDS = {"f": "floats", "i": "integers", "u": "integers", "b": "booleans", "c": "complex numbers"}
+
+
+def _mismatch(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> str | None:
+    kinds = [_KINDS.get(array.dtype.kind, "strings") for array in (expected, found)]
+    if kinds[0] != kinds[1]:
+        return f"{kinds[1]}, expected {kinds[0]}"
+    if expected.shape != found.shape:
+        return f"shape {list(found.shape)}, expected {list(expected.shape)}"
+    return None
+
+
+def _is_float(array: npt.NDArray[Any]) -> bool:
+    return array.dtype.kind == "f"
+
+
+def _incomparable(output: str, is_float: bool, mismatch: str) -> Comparison:
+    top1 = nan if is_float else None
+    return Comparison(output, is_float, nan, nan, nan, nan, nan, top1, nan, 0, 0, 0, mismatch)
 
 
 class _Sums:
@@ -101,7 +130,7 @@ class _Sums:
     def add(self, expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> None:
         self.entries += expected.size
         self.equal += int(np.count_nonzero(expected == found))
-        if expected.dtype.kind not in "fV" and expected.dtype.name != "bfloat16":
+        if not _is_float(expected):
             return
         self.is_float = True
         y, z = expected.astype(np.float64).ravel(), found.astype(np.float64).ravel()
@@ -120,9 +149,7 @@ class _Sums:
             self.rows += top.size
             self.same_top += int(np.count_nonzero(top))
 
-    def result(
-        self, output: str, shapes: tuple[tuple[int, ...], tuple[int, ...]] | None
-    ) -> Comparison:
+    def result(self, output: str) -> Comparison:
         noise, norm = sqrt(self.noise), sqrt(self.norm)
         relative = noise / norm if norm > 0 else (0.0 if noise == 0 else inf)
         return Comparison(
@@ -137,7 +164,7 @@ class _Sums:
             agreement=self.equal / self.entries if self.entries else 1.0,
             non_finite=self.bad,
             original_non_finite=self.original_bad,
-            shapes=shapes,
+            entries=self.entries,
         )
 
 

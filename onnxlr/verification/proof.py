@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from math import inf, isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from onnxlr.errors import DataError, RuntimeFailureError
 from onnxlr.layers import Site
 from onnxlr.model import Model
 from onnxlr.progress import Progress, silent
-from onnxlr.runtime import LEVELS, Job, Outcome, run_job
+from onnxlr.runtime import LEVELS, Job, Outcome, run_job, store_arrays
 from onnxlr.verification.comparison import Comparison, compare
 from onnxlr.verification.report import Check, Drift, Report
 from onnxlr.verification.tolerance import Tolerance
@@ -87,7 +88,7 @@ def prove(
         checks = []
         if subject.reference_file is not None:
             run.model(subject.reference_file, "the reference model", "reference", feeds)
-        run.model(subject.rewritten_file, "the rewritten model", "rewritten", feeds)
+        run.model(subject.rewritten_file, _rewritten_name(subject), "rewritten", feeds)
         if subject.reference_file is not None:
             checks += [_emission(run, subject, outcome, level) for level in LEVELS]
         checks += [_approximation(run, tolerance, outcome, level) for level in LEVELS]
@@ -98,6 +99,11 @@ def prove(
         return Report(
             description, data is None, outcome.runtime, tuple(checks), drifts, _notes(subject, data)
         )
+
+
+def _rewritten_name(subject: Subject) -> str:
+    """Return what messages call it; its folder may be a temporary one."""
+    return f"the rewritten model ({subject.rewritten_file.name})"
 
 
 def _notes(subject: Subject, data: DataSource | None) -> tuple[str, ...]:
@@ -130,7 +136,7 @@ class _Runs:
         files = []
         for position, feed in zip(count(), feeds, strict=False):
             file = self.folder / f"feed-{position:06}.npz"
-            np.savez(file, **feed)  # type: ignore[arg-type]
+            store_arrays(file, feed)
             files.append(str(file))
         return files
 
@@ -222,21 +228,28 @@ def _check(
     comparisons = run.compare(against, "rewritten", level, outputs)
     faults = [c.fault for c in comparisons if c.fault]
     sound = [c for c in comparisons if not c.fault]
+    if not faults and not any(c.entries for c in comparisons):
+        faults.append("all outputs are empty on these inputs: there is nothing to compare")
     failures = (*faults, *tolerance.failures(sound))
     return Check(proof, level, tolerance.text, tuple(comparisons), failures)
 
 
 def _drifts(run: _Runs, subject: Subject, feeds: Sequence[str]) -> tuple[Drift, ...]:
     """Compare the outputs of the rewritten layers inside both models, worst first."""
-    sites = {site.output: site.label for site in subject.sites}
+    sites = {site.output: site.label for site in subject.sites if site.scope == 0}
     if not sites:
         return ()
     taps = list(sites)
     before = run.model(subject.original_file, subject.original.name, "tapped", feeds, taps)
-    run.model(subject.rewritten_file, "the rewritten model", "tapped-rewritten", feeds, taps)
+    run.model(subject.rewritten_file, _rewritten_name(subject), "tapped-rewritten", feeds, taps)
     drifts = [
-        Drift(sites[c.output], c.relative_l2, c.cosine)
+        Drift(sites[c.output], nan if c.fault else c.relative_l2, nan if c.fault else c.cosine)
         for c in run.compare("tapped", "tapped-rewritten", LEVELS[0], before.outputs)
         if c.output in sites
     ]
-    return tuple(sorted(drifts, key=lambda drift: -drift.relative_l2))
+    return tuple(sorted((drift for drift in drifts if drift.relative_l2 != 0), key=_likeness))
+
+
+def _likeness(drift: Drift) -> float:
+    """Order drifts, worst first: what cannot be compared at all is the worst."""
+    return -inf if isnan(drift.relative_l2) else -drift.relative_l2

@@ -49,7 +49,7 @@ class Drift:
     layer
         Label of the site's node.
     relative_l2, cosine
-        As in `Comparison`, of the site's output tensor.
+        As in `Comparison`, of the site's output tensor; NaN where it has NaN or infinite entries.
     """
 
     layer: str
@@ -72,7 +72,7 @@ class Report:
     checks
         All checks made.
     drifts
-        Worst first; empty if all checks passed.
+        Worst first, those without any left out; empty if all checks passed.
     notes
         What a reader must know to judge the checks.
     """
@@ -92,9 +92,11 @@ class Report:
     @property
     def failures(self) -> list[str]:
         """A sentence for everything that does not hold, each once."""
-        sentences = []
+        levels: dict[tuple[str, str], dict[str, None]] = {}
         for check in self.checks:
             for failure in check.failures:
-                where = f"graph optimisation {check.optimisation}"
-                sentences.append(f"{check.proof} proof, {where}: {failure}")
-        return list(dict.fromkeys(sentences))
+                levels.setdefault((check.proof, failure), {})[check.optimisation] = None
+        return [
+            f"{proof} proof, graph optimisation {' and '.join(found)}: {failure}"
+            for (proof, failure), found in levels.items()
+        ]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from math import inf, log10
 
 from onnxlr.errors import UsageError
 from onnxlr.verification.comparison import METRICS, Comparison
@@ -18,6 +19,7 @@ DEFAULT_TOLERANCE = "cosine>=0.99"
 _TERM = re.compile(
     r"(?:(?P<output>.+):)?\s*(?P<metric>\w+)\s*(?P<sign><=|>=|<|>)\s*(?P<limit>[-+.\w]+)"
 )
+_ERRORS = ("relative_l2", "max_abs", "sqnr")
 _SIGNS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 
 
@@ -37,7 +39,9 @@ class Tolerance:
     """Conditions that must all hold.
 
     A condition without an output's name is about every float output; `agreement` is about every
-    output. Where a model has no float output at all, such conditions are judged by `agreement`.
+    output. Where a model has no float output at all, such conditions are judged by the share of
+    entries that are equal, or that differ where the measure is one of error. A condition with the
+    name of a sequence is about all its parts.
     """
 
     text: str
@@ -52,7 +56,7 @@ class Tolerance:
         UsageError
             If it cannot be understood; the message says what was expected.
         """
-        terms = tuple(_parse_term(part.strip()) for part in text.split(","))
+        terms = tuple(_parse_term(part.strip(), text) for part in text.split(","))
         return cls(text, terms)
 
     def failures(self, comparisons: Sequence[Comparison]) -> list[str]:
@@ -64,7 +68,7 @@ class Tolerance:
                 if value is None:
                     failed.append(f"output '{comparison.output}' has no {term.metric}")
                 elif not _SIGNS[term.sign](value, term.limit):
-                    metric = term.metric if comparison.is_float else "agreement"
+                    metric = _metric(term, comparison)
                     failed.append(
                         f"output '{comparison.output}': {metric} is {value:.6g}, "
                         f"expected {term.sign}{term.limit:g}"
@@ -82,8 +86,8 @@ class Tolerance:
                 )
 
 
-def _parse_term(text: str) -> _Term:
-    match = _TERM.fullmatch(text)
+def _parse_term(part: str, text: str) -> _Term:
+    match = _TERM.fullmatch(part)
     if not match:
         raise UsageError(
             f"tolerance '{text}' cannot be understood, expected for instance 'cosine>=0.99' or "
@@ -104,9 +108,17 @@ def _parse_term(text: str) -> _Term:
     return _Term(output.strip() if output else None, metric, match["sign"], limit)
 
 
+def _metric(term: _Term, comparison: Comparison) -> str:
+    """Return what is judged, in words."""
+    if comparison.is_float or term.metric == "agreement":
+        return term.metric
+    return f"{term.metric} of what differs" if term.metric in _ERRORS else "agreement"
+
+
 def _subjects(term: _Term, comparisons: Sequence[Comparison]) -> list[Comparison]:
     if term.output is not None:
-        return [c for c in comparisons if c.output == term.output]
+        exact = [c for c in comparisons if c.output == term.output]
+        return exact or [c for c in comparisons if c.output.startswith(f"{term.output}[")]
     if term.metric == "agreement":
         return list(comparisons)
     floats = [c for c in comparisons if c.is_float]
@@ -117,6 +129,9 @@ def _subjects(term: _Term, comparisons: Sequence[Comparison]) -> list[Comparison
 
 def _value(term: _Term, comparison: Comparison) -> float | None:
     if not comparison.is_float:
-        return comparison.agreement
+        differing = 1 - comparison.agreement
+        if term.metric == "sqnr":
+            return -20 * log10(differing) if differing > 0 else inf
+        return differing if term.metric in _ERRORS else comparison.agreement
     value: float | None = getattr(comparison, term.metric)
     return value

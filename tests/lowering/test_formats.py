@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
-from onnxlr.layers import Layout, Site
+from onnxlr.layers import Layout, Operand, Site, Weight
 from onnxlr.lowering import TARGETS, Context, LoweringRefusedError
 from onnxlr.lowering.place import Place
 from onnxlr.numbers import Format
-from onnxlr.stages import Linear
+from onnxlr.stages import Convolution, Linear, Lookup, Stage
 from tests.onelayer import (
     LEVELS,
     distance,
@@ -143,17 +144,25 @@ def test_bytes_on_disk_are_codes_and_scales():
             "int8",
             {"activations": "dynamic_int8", "dtype": np.dtype("float64")},
             Layout.LAST,
-            "no float64",
+            "no float64 result",
         ),
-        ("int8", {"activations": "dynamic_int8"}, Layout.CHANNELS, "convolution"),
+        ("int8", {"activations": "dynamic_int8"}, Layout.CONVOLUTION, "convolution"),
         ("int8", {"activations": "dynamic_int8", "opset": 12}, Layout.LAST, "opset 13"),
         ("float32", {"activations": "dynamic_int8"}, Layout.LAST, "dynamic_int8 was asked"),
+        ("int8", {"activations": "dynamic_int8"}, Layout.ROWS, "no data to round"),
+        ("float32", {}, Layout.ROWS, "float32 already"),
     ],
 )
 def test_refusals_name_their_reason(kind, context, layout, reason):
-    stage = Linear.of(np.eye(4)).encoded(Format(kind), np.float32)
-    site = Site(0, helper.make_node("MatMul", ["x", "w"], ["y"]), layout, False, "x")
+    stage: Stage = Linear.of(np.eye(4))
+    if layout is Layout.CONVOLUTION:
+        stage = Convolution.of(np.ones((4, 4, 1)), 1, (0,))
+    elif layout is Layout.ROWS:
+        stage = Lookup.of(np.eye(4))
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    weight = Weight(0, "w", onnx.TensorProto(name="w", dims=[4, 4], data_type=1))
+    site = Site(0, 0, node, layout, Operand(weight, (), (), 17, ()), False, "x", "node")
     whole = {"opset": 17, "ir_version": 8, "dtype": np.dtype("float32"), **context}
-    place = Place(site, transposed=False, first=True, last=True)
+    place = Place(site, stage.encoded(Format(kind), np.float32), last=True)
     with pytest.raises(LoweringRefusedError, match=reason):
-        TARGETS["onnx"].choose(stage, Context(**whole), place)
+        TARGETS["onnx"].choose(Context(**whole), place)

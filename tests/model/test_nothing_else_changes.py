@@ -13,12 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxlr
 from onnxlr.layers import find_layers
-from onnxlr.methods import Budget
 from onnxlr.model import open_model
 from onnxlr.model.saving import copy_model, staging, write_model
-from onnxlr.plan import Choice, Plan
+from onnxlr.plan import Plan
 from onnxlr.rewriting import METADATA_KEY, Rewriting, follow_plan
-from tests.fixtures import RELEASED, everything_model, runnable_model
+from tests.fixtures import RELEASED, runnable_model, svd_plan
+from tests.model.everything import everything_model
 
 IN_NO_MODEL_FILE = {
     ("onnx.TensorProto", "segment"),  # never used, by anyone
@@ -27,16 +27,11 @@ IN_NO_MODEL_FILE = {
 }
 
 
-def rank_one(*names: str) -> Plan:
-    choices = {name: Choice("svd", Budget(rank=1)) for name in names}
-    return Plan(choices, None, "onnx", 0, "test")
-
-
 def rewritten_proto(source: onnx.ModelProto, *names: str) -> onnx.ModelProto:
     """Rewrite by the steps of a delivery that need no runtime."""
     model = open_model(source)
     work = Rewriting(model, open_model(source), "onnx")
-    plan = rank_one(*names)
+    plan = svd_plan(names, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", onnxlr.OnnxlrWarning)  # shared weights stay: it grows
         for proposal in follow_plan(model, find_layers(model), plan):
@@ -175,7 +170,7 @@ def test_fields_that_onnx_does_not_know_survive_a_rewrite(tmp_path: Path) -> Non
     unknown = b"\xa2\x06\x03abc"
     (tmp_path / "m.onnx").write_bytes(runnable_model().SerializeToString() + unknown)
     onnxlr.rewrite(
-        tmp_path / "m.onnx", plan=rank_one("fc"), tolerance="cosine>=-1", isolate=False
+        tmp_path / "m.onnx", plan=svd_plan(["fc"], 1), tolerance="cosine>=-1", isolate=False
     )
     assert unknown in (tmp_path / "m.onnxlr.onnx").read_bytes()
 
@@ -264,7 +259,7 @@ def test_training_keeps_the_weights_it_reads_or_binds() -> None:
     assert list(found.training_info) == list(source.training_info)
     training = set(all_names(source)) - set(all_names(runnable_model()))
     assert training == {"square", "fc.MatMul.4", "fc.weight.4", "next"}
-    assert training.isdisjoint(all_names(found.graph and onnx.ModelProto(graph=found.graph)))
+    assert training.isdisjoint(all_names(onnx.ModelProto(graph=found.graph)))
 
 
 def test_a_weight_with_two_names_for_the_same_values_goes_alone() -> None:

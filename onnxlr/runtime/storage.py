@@ -1,0 +1,25 @@
+"""Arrays in files, between the process that asks and the one that runs."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["store_arrays"]
+
+
+def store_arrays(file: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write a `.npz` file.
+
+    Not `numpy.savez`: that takes names as keyword arguments, so that no tensor could be called
+    `file`, and it pickles objects.
+    """
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)

@@ -1,0 +1,296 @@
+"""Jobs: what runs, what comes back, and what becomes of a model or process that fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from onnxlr.errors import ExitCode, ModelError, RuntimeFailureError
+from onnxlr.runtime import LEVELS, Job, Outcome, jobs, run_job, store_arrays
+from tests.classifier import FLOAT, INT64, STRING, classifier, one_node, reference, samples
+
+Arrays = dict[str, np.ndarray]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Callable[..., Job]:
+    """Return a maker of jobs out of a model and feeds."""
+
+    def make(model: onnx.ModelProto | bytes, feeds: list[Arrays], **options: Any) -> Job:
+        file = tmp_path / "m.onnx"
+        file.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+        files = []
+        for position, feed in enumerate(feeds):
+            files.append(str(tmp_path / f"feed-{position}.npz"))
+            store_arrays(Path(files[-1]), feed)
+        return Job(str(file), files, str(tmp_path / "results"), **options)
+
+    return make
+
+
+def results(job: Job, level: str = "all") -> list[Arrays]:
+    """Return what a job stored, in the order of its feeds."""
+    found = []
+    for file in sorted(Path(job.results, level).glob("*.npz")):
+        with np.load(file) as arrays:
+            found.append(dict(arrays))
+    return found
+
+
+# --- what comes back -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_outputs_are_what_numpy_computes(job: Callable[..., Job], isolate: bool) -> None:
+    feeds = [{"x": samples(n, seed=n)} for n in (1, 5, 3)]
+    task = job(classifier(), feeds)
+    outcome = run_job(task, "m", isolate)
+    assert outcome.outputs == ("logits",)
+    assert outcome.runtime.startswith("ONNX Runtime ")
+    for level in LEVELS:
+        found = results(task, level)
+        assert [list(arrays) for arrays in found] == [["0"]] * 3
+        for arrays, feed in zip(found, feeds, strict=True):
+            assert arrays["0"].dtype == np.float32
+            np.testing.assert_allclose(arrays["0"], reference(feed["x"]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_child_process_gives_the_same_bits(job: Callable[..., Job]) -> None:
+    task = job(classifier(), [{"x": samples(4)}])
+    outcomes, found = [], []
+    for isolate in (True, False):
+        outcomes.append(run_job(task, "m", isolate))
+        found.append([results(task, level)[0]["0"].tobytes() for level in LEVELS])
+    assert outcomes[0] == outcomes[1]
+    assert found[0] == found[1]
+
+
+def test_many_feeds_keep_their_order(job: Callable[..., Job]) -> None:
+    model = one_node("Neg", [("x", FLOAT, [1])], [("y", FLOAT, [1])])
+    count = 1234
+    task = job(model, [{"x": np.array([i], np.float32)} for i in range(count)], levels=("none",))
+    run_job(task, "m")
+    values = [arrays["0"][0] for arrays in results(task, "none")]
+    assert values == [-i for i in range(count)]
+    assert not Path(task.results, "all").exists()
+
+
+def test_taps_come_behind_the_outputs(job: Callable[..., Job]) -> None:
+    x = samples(3)
+    task = job(classifier(), [{"x": x}], levels=("all",), taps=("c", "logits", "a", "c"))
+    before = Path(task.model).read_bytes()
+    outcome = run_job(task, "m", isolate=False)
+    assert outcome.outputs == ("logits", "c", "a")
+    (arrays,) = results(task)
+    from_numpy = x @ np.asarray(onnx.numpy_helper.to_array(classifier().graph.initializer[0]))
+    np.testing.assert_allclose(arrays["2"], from_numpy, rtol=1e-4, atol=1e-6)
+    assert Path(task.model).read_bytes() == before
+
+
+def test_taps_of_a_model_with_external_data(job: Callable[..., Job], tmp_path: Path) -> None:
+    task = job(classifier(), [{"x": samples(2)}], levels=("all",), taps=("b",))
+    onnx.save(
+        classifier(), task.model, save_as_external_data=True, location="w.bin", size_threshold=0
+    )
+    assert (tmp_path / "w.bin").exists()
+    assert run_job(task, "m", isolate=False).outputs == ("logits", "b")
+    np.testing.assert_allclose(results(task)[0]["0"], reference(samples(2)), rtol=1e-4, atol=1e-5)
+
+
+def test_strings_and_names_of_any_kind(job: Callable[..., Job]) -> None:
+    model = one_node("Identity", [("file", STRING, ["N"])], [("allow_pickle", STRING, ["N"])])
+    task = job(model, [{"file": np.array(["a", "größe", ""])}])
+    assert run_job(task, "m", isolate=False).outputs == ("allow_pickle",)
+    assert results(task)[0]["0"].tolist() == ["a", "größe", ""]
+
+
+def test_a_sequence_is_stored_part_by_part(job: Callable[..., Job]) -> None:
+    model = one_node("SplitToSequence", [("x", FLOAT, [3, 2])], [("y", FLOAT, [1])], axis=0)
+    model.graph.output[0].CopyFrom(helper.make_tensor_sequence_value_info("y", FLOAT, None))
+    x = samples(1)[0, :6].reshape(3, 2)
+    task = job(model, [{"x": x}], levels=("all",))
+    run_job(task, "m", isolate=False)
+    (arrays,) = results(task)
+    assert list(arrays) == ["0.0", "0.1", "0.2"]
+    np.testing.assert_array_equal(np.concatenate(list(arrays.values())), x)
+
+
+def test_storing_never_pickles(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="allow_pickle"):
+        store_arrays(tmp_path / "a.npz", {"x": np.array([{}], object)})
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_what_onnx_runtime_has_no_kernel_for_runs_in_the_reference(
+    job: Callable[..., Job], isolate: bool
+) -> None:
+    kernel = np.random.default_rng(0).standard_normal((2, 3, 1, 1))
+    kind = int(onnx.TensorProto.DOUBLE)
+    model = one_node(
+        "Conv", [("x", kind, [1, 3, 4, 4])], [("y", kind, [1, 2, 4, 4])], {"w": kernel}
+    )
+    x = np.random.default_rng(1).standard_normal((1, 3, 4, 4))
+    task = job(model, [{"x": x}])
+    assert run_job(task, "m", isolate).runtime == f"ONNX's reference evaluator {onnx.__version__}"
+    expected = np.einsum("oi,nihw->nohw", kernel[:, :, 0, 0], x)
+    for level in LEVELS:
+        np.testing.assert_allclose(results(task, level)[0]["0"], expected, rtol=1e-12)
+    tapped = Job(task.model, task.feeds, task.results, ("all",), ("x",))
+    assert run_job(tapped, "m", isolate=False).outputs == ("y", "x")
+
+
+# --- what fails ----------------------------------------------------------------------------------
+
+
+def unknown_operator() -> onnx.ModelProto:
+    model = classifier()
+    model.graph.node[0].op_type = "Bogus"
+    return model
+
+
+def gather() -> onnx.ModelProto:
+    table = np.zeros((3, 2), np.float32)
+    model = one_node("Gather", [("i", INT64, [1])], [("y", FLOAT, [1, 2])], {"t": table})
+    model.graph.node[0].input[:] = ["t", "i"]
+    return model
+
+
+FAILURES: list[tuple[Callable[[], Any], list[Arrays], str]] = [
+    (unknown_operator, [], r"cannot load it: .*Bogus"),
+    (lambda: b"no model", [], r"cannot load it: "),
+    (classifier, [{"x": samples(2)[:, :3]}], r"cannot run it on these inputs: .*24"),
+    (classifier, [{"x": samples(2, dtype="float64")}], r"cannot run it on these inputs: "),
+    (classifier, [{"z": samples(2)}], r"cannot run it on these inputs: "),
+    (gather, [{"i": np.array([1])}, {"i": np.array([5])}], r"cannot run it .*out of.*bounds"),
+]
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+@pytest.mark.parametrize(("model", "feeds", "message"), FAILURES)
+def test_failures_are_one_sentence_that_names_the_model(
+    job: Callable[..., Job],
+    model: Callable[[], Any],
+    feeds: list[Arrays],
+    message: str,
+    isolate: bool,
+) -> None:
+    with pytest.raises(RuntimeFailureError, match=f"^my model: ONNX Runtime .*{message}") as error:
+        run_job(job(model(), feeds), "my model", isolate)
+    assert "\n" not in str(error.value)
+    assert isinstance(error.value, ModelError)
+    assert error.value.exit_code == ExitCode.MODEL
+
+
+def test_a_model_that_is_not_there(job: Callable[..., Job]) -> None:
+    task = job(classifier(), [])
+    Path(task.model).unlink()
+    with pytest.raises(RuntimeFailureError, match=r"^gone: .*cannot load it"):
+        run_job(task, "gone")
+
+
+def test_no_level_is_refused(job: Callable[..., Job]) -> None:
+    with pytest.raises(RuntimeFailureError, match="no level"):
+        run_job(job(classifier(), [], levels=()), "m", isolate=False)
+
+
+DEATHS = [
+    ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", r"ended by SIGKILL \(out of mem"),
+    ("import os, signal; os.kill(os.getpid(), signal.SIGABRT)", r"ended by SIGABRT: "),
+    (
+        "import os; os.write(2, b'first\\nlast\\n'); os._exit(7)",
+        "ended with code 7: last",
+    ),
+    ("import os; os._exit(0)", "ended with code 0: no message"),
+    ("import os; os.write(2, b'\\xff'); os._exit(3)", "ended with code 3: \ufffd"),
+    ("raise MemoryError", "ended with code 1: MemoryError"),
+]
+
+
+@pytest.mark.parametrize(("program", "message"), DEATHS)
+def test_a_process_that_dies_is_an_error_of_the_model(
+    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, program: str, message: str
+) -> None:
+    monkeypatch.setattr(jobs, "_PROGRAM", program)
+    with pytest.raises(
+        RuntimeFailureError, match=f"^my model: the process that runs it.*{message}"
+    ):
+        run_job(job(classifier(), []), "my model")
+
+
+PARENT = """
+import sys
+from onnxlr.runtime import jobs
+before = jobs._PROGRAM.partition("from onnxlr")[0]
+jobs._PROGRAM = before + "import os, time; print(os.getpid(), file=open(sys.argv[1], 'w')); "
+jobs._PROGRAM += "time.sleep(600)"
+jobs._run_in_child(jobs.Job("m", (), "r"), "m")
+"""
+
+
+def written_pid(folder: Path) -> str:
+    """Return what the child wrote over its task, once it is a number."""
+    texts = [file.read_text().strip() for file in folder.glob("*/task.json")]
+    return next((text for text in texts if text.isdigit()), "")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+def test_a_child_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], env=environment)
+    deadline = time.monotonic() + 60
+    while not (pid := written_pid(tmp_path)):
+        assert time.monotonic() < deadline
+        assert parent.poll() is None
+        time.sleep(0.01)
+    assert Path(f"/proc/{pid}").exists()
+    parent.kill()
+    parent.wait()
+    while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
+        assert time.monotonic() < deadline, "the child runs on without its parent"
+        time.sleep(0.01)
+
+
+def test_nothing_of_a_job_stays_behind(
+    job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    run_job(job(classifier(), [{"x": samples(1)}]), "m")
+    with pytest.raises(RuntimeFailureError):
+        run_job(job(b"no model", []), "m")
+    assert list(place.iterdir()) == []
+
+
+def test_the_current_folder_is_not_searched_for_libraries(
+    job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("json", "threading", "onnx", "numpy", "onnxruntime"):
+        Path(f"{name}.py").write_text("raise RuntimeError('the wrong module')\n")
+    assert isinstance(run_job(job(classifier(), [{"x": samples(1)}]), "m"), Outcome)
+
+
+def test_the_child_finds_what_this_process_finds(
+    job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "with spaces"
+    folder.mkdir()
+    (folder / "only_here.py").write_text("answer = 42\n")
+    monkeypatch.syspath_prepend(folder)
+    program = (
+        "import json, sys, only_here; "
+        "json.dump({'runtime': str(only_here.answer), 'outputs': []}, open(sys.argv[2], 'w'))"
+    )
+    monkeypatch.setattr(jobs, "_PROGRAM", program)
+    assert run_job(job(classifier(), []), "m") == Outcome("42", ())
