@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,7 +110,10 @@ class _OrtRunner:
                 "session.model_external_initializers_file_folder_path", folder
             )
             source = _tapped(model, taps).SerializeToString()
-        self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        with _inside(Path(model).absolute().parent if taps else Path()):
+            self._session = ort.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"]
+            )
         self.outputs = [value.name for value in self._session.get_outputs()]
         self.name = f"ONNX Runtime {ort.__version__}"
 
@@ -127,6 +132,17 @@ class _ReferenceRunner:
 
     def run(self, feeds: dict[str, npt.NDArray[Any]]) -> list[Any]:
         return list(self._evaluator.run(None, feeds))
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Make a folder the current one: where ONNX Runtime before 1.20 looks for external data."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _tapped(model: str, taps: Sequence[str]) -> onnx.ModelProto:
