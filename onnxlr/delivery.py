@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
@@ -26,6 +27,9 @@ from onnxlr.verification import Report, Subject, Tolerance, prove
 from onnxlr.version import VERSION
 
 __all__ = ["Conditions", "Delivery", "RewriteResult", "verify_files"]
+
+_PLAN_KEY = re.compile(rf"{re.escape(METADATA_KEY)}(\.\d+)?")
+"""Keys under which a rewritten model holds plans."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class Delivery:
             if written is None:
                 (folder / self.output.name).unlink()
         if not report.passed:
-            raise VerificationError(_failure(report), report, result)
+            raise VerificationError(f"{self.output}: {_failure(report)}", report, result)
         return result
 
     def _copy(
@@ -181,12 +185,14 @@ def verify_files(
 def _plan_of(rewritten: Model, original: Model) -> Plan | None:
     """Return the plan in a model's metadata if it made it out of the original."""
     for entry in reversed(rewritten.proto.metadata_props):
-        if entry.key.startswith(METADATA_KEY):
-            try:
-                plan = Plan.loads(entry.value, f"{rewritten.name}: metadata '{entry.key}'")
-            except PlanError:
-                return None
-            return plan if plan.source_sha256 == original.sha256 else None
+        if not _PLAN_KEY.fullmatch(entry.key):
+            continue
+        try:
+            plan = Plan.loads(entry.value, f"{rewritten.name}: metadata '{entry.key}'")
+        except PlanError:
+            continue
+        if plan.source_sha256 == original.sha256:
+            return plan
     return None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxlr.calibration import DataSource
+from onnxlr.calibration import DataSource, check_files, signature
 from onnxlr.delivery import Conditions, Delivery, RewriteResult, verify_files
 from onnxlr.errors import UsageError
 from onnxlr.inspection import Inspection, inspect_layers
@@ -228,12 +228,19 @@ def rewrite(
         If the model cannot be handled.
     """
     source = _open(model)
+    file = _output(source, output, plan)
+    check_files(data, signature(source))
     found = find_layers(source)
+    plan_seed = seed
     if plan is not None:
-        if options or layers or skip:
-            raise UsageError("a plan says what to do: give either a plan or method options")
         given = plan if isinstance(plan, Plan) else Plan.read(Path(plan))
-        target, seed = given.target, given.seed
+        asked = (method, format, activations, target)
+        if options or layers or skip or asked != ("svd", None, "float", "onnx"):
+            raise UsageError(
+                "a plan says what to do: give either a plan, or a method with its options, layers, "
+                "format, activations and target"
+            )
+        target, plan_seed = given.target, given.seed
         proposals = follow_plan(source, found, given, progress)
     else:
         selection = Selection(layers, skip)
@@ -243,9 +250,9 @@ def rewrite(
     delivery = Delivery(
         source=source,
         reopen=lambda: _reopen(model),
-        output=_output(source, output),
+        output=file,
         target=target,
-        seed=seed,
+        seed=plan_seed,
     )
     conditions = Conditions(Tolerance.parse(tolerance), data, seed, isolate, progress)
     return delivery.carry_out(proposals, conditions, require_change=require_change, keep=keep)
@@ -292,7 +299,7 @@ def _reopen(model: ModelSource) -> Model:
     if not isinstance(model, Model):
         return open_model(model, check=False)
     copy = open_model(model.proto, check=False)
-    copy.path = model.path
+    copy.path, copy.content = model.path, model.content
     return copy
 
 
@@ -305,7 +312,7 @@ def _options(method: str, values: dict[str, Any]) -> Options:
     return kind(**values)
 
 
-def _output(source: Model, output: str | Path | None) -> Path:
+def _output(source: Model, output: str | Path | None, plan: Plan | str | Path | None) -> Path:
     if output is not None:
         path = Path(output)
     elif source.path is not None:
@@ -313,5 +320,6 @@ def _output(source: Model, output: str | Path | None) -> Path:
     else:
         raise UsageError("a model without a file needs an output path")
     data = (source.directory / location for location in source.external_files())
-    check_output(path, source.path, *data)
+    plan_file = None if plan is None or isinstance(plan, Plan) else Path(plan)
+    check_output(path, source.path, plan_file, *data)
     return path

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from onnxlr.calibration.signature import Feeds, InputSpec, check_feeds, check_names
 from onnxlr.errors import DataError
 
-__all__ = ["DataSource", "load_feeds"]
+__all__ = ["DataSource", "check_files", "load_feeds"]
 
 DataSource = str | Path | Iterable[Mapping[str, Any]] | Mapping[str, Any]
 """A path, `module:function`, one set of inputs, or several."""
@@ -55,6 +55,18 @@ def load_feeds(source: DataSource, specs: Sequence[InputSpec]) -> Iterator[Feeds
             yield check_feeds(part, specs, name)
     if not found:
         raise DataError(f"{_label(source)}: holds no inputs")
+
+
+def check_files(source: DataSource | None, specs: Sequence[InputSpec]) -> None:
+    """Refuse files whose first inputs do not fit, before any work; functions are not called.
+
+    Raises
+    ------
+    DataError
+        As `load_feeds` does.
+    """
+    if isinstance(source, str | Path) and _files(source):
+        next(load_feeds(source, specs))
 
 
 def _label(source: DataSource) -> str:

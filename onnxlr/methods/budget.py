@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from math import inf
 
 from onnxlr.errors import UsageError
 
@@ -44,8 +45,8 @@ class Budget:
             raise UsageError(f"rank {self.rank} is not a whole number of at least 1")
         for name in ("ratio", "bits"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"{name} {value} is not above 0")
+            if value is not None and not 0 < value < inf:
+                raise UsageError(f"{name} {value} is not a finite number above 0")
         if self.energy is not None and not 0 < self.energy <= 1:
             raise UsageError(f"energy {self.energy} is not above 0 and at most 1")
         if self.max_error is not None and not 0 <= self.max_error < 1:

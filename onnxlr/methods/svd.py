@@ -229,13 +229,13 @@ def _rank(spectrum: Spectrum, options: SvdOptions, setting: Setting, form: Matri
     if options.rank is not None:
         return min(options.rank, spectrum.full_rank)
     if options.ratio is not None:
-        rank = int(options.ratio * rows * columns / (rows + columns) + 1e-9)
+        rank = _whole(options.ratio * rows * columns / (rows + columns), spectrum)
     elif options.bits is not None:
         available = options.bits * form.matrices().size / 8
         scale = 0 if setting.format.is_float else setting.compute.itemsize
         entry = setting.format.entry_bytes()
         fixed = form.bytes(0, entry, scale)
-        rank = int((available - fixed) / (form.bytes(1, entry, scale) - fixed) + 1e-9)
+        rank = _whole((available - fixed) / (form.bytes(1, entry, scale) - fixed), spectrum)
     elif options.energy is not None:
         rank = int(np.searchsorted(spectrum.energies(), options.energy - 1e-12) + 1)
     else:
@@ -244,6 +244,11 @@ def _rank(spectrum: Spectrum, options: SvdOptions, setting: Setting, form: Matri
     if rank < 1:
         raise UsageError(f"{options} leaves less than rank 1 of a {rows}×{columns} weight")
     return min(rank, spectrum.full_rank)
+
+
+def _whole(rank: float, spectrum: Spectrum) -> int:
+    """Return the largest whole rank, of a weight that has no more than its full rank."""
+    return int(min(rank + 1e-9, spectrum.full_rank))
 
 
 def _within_error(

@@ -33,13 +33,18 @@ class Model:
         The model's own proto. External tensors hold their location, not their values.
     path
         The file it was read from; None for a model that was given as a proto or as bytes.
+    content
+        The bytes it was given as; None for a file or a proto.
     added
         Names of initializers that splices have put in.
     """
 
-    def __init__(self, proto: onnx.ModelProto, path: Path | None) -> None:
+    def __init__(
+        self, proto: onnx.ModelProto, path: Path | None, content: bytes | None = None
+    ) -> None:
         self.proto = proto
         self.path = path
+        self.content = content
         self.added: set[str] = set()
 
     @property

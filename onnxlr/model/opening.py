@@ -39,7 +39,7 @@ def open_model(source: str | Path | bytes | onnx.ModelProto, check: bool = True)
         proto.CopyFrom(source)
         model = Model(proto, None)
     elif isinstance(source, bytes):
-        model = Model(_parse(source, "the given bytes"), None)
+        model = Model(_parse(source, "the given bytes"), None, source)
     else:
         path = Path(source)
         model = Model(_parse(_read(path), str(path)), path)
@@ -101,10 +101,19 @@ def _check_text(message: Message) -> None:
             raise UnicodeError(f"'{field.name}' of a {kind} is undecodable text")
 
 
+def _is_utf8(path: Path) -> bool:
+    """Return whether a path can be handed to ONNX's checker, which takes only such ones."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check(model: Model) -> None:
     """Run ONNX's checker; above the 2 GB that a proto can be, it has to read the file itself."""
     try:
-        if model.path is not None:
+        if model.path is not None and _is_utf8(model.path):
             onnx.checker.check_model(str(model.path))
         elif model.proto.ByteSize() < _CHECKER_LIMIT:
             onnx.checker.check_model(model.proto)

@@ -43,12 +43,18 @@ def check_output(output: Path, *inputs: Path | None) -> None:
     folder = output.absolute().parent
     if not folder.is_dir():
         raise OutputError(f"{output}: the folder {folder} does not exist")
+    try:
+        exists = output.exists()
+    except OSError as error:  # a name that is too long, for instance
+        raise OutputError(f"{output}: cannot be written: {error.strerror}") from None
     if output.is_dir():
         raise OutputError(f"{output}: is a folder, expected the name of a file to write")
+    if exists and not output.is_file():
+        raise OutputError(f"{output}: exists and is no regular file")
     for path in inputs:
-        if path is not None and output.exists() and path.exists() and output.samefile(path):
+        if path is not None and exists and path.exists() and output.samefile(path):
             raise OutputError(f"{output}: is the input; inputs are never modified, give another -o")
-    if not os.access(folder, os.W_OK) or (output.exists() and not os.access(output, os.W_OK)):
+    if not os.access(folder, os.W_OK) or (exists and not os.access(output, os.W_OK)):
         raise OutputError(f"{output}: cannot be written (permission denied)")
 
 
@@ -99,7 +105,8 @@ def write_text(path: Path, text: str) -> None:
 def copy_model(model: Model, folder: Path, name: str) -> None:
     """Copy a model byte for byte, with the external data it refers to, into `folder`."""
     if model.path is None:
-        (folder / name).write_bytes(model.proto.SerializeToString())
+        content = model.content or model.proto.SerializeToString()
+        (folder / name).write_bytes(content)
         return
     shutil.copyfile(model.path, folder / name)
     if folder.parent.samefile(model.directory):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from onnxlr.errors import UsageError
 from onnxlr.layers import Layer, read_weight
-from onnxlr.lowering import find_target
+from onnxlr.lowering import ACTIVATIONS, find_target
 from onnxlr.methods import Options, Setting, SvdOptions, find_method
 from onnxlr.model import Model
 from onnxlr.numbers import Format
@@ -56,6 +56,11 @@ def propose(
     """
     find_method(request.method)
     find_target(request.target)
+    if request.activations not in ACTIVATIONS:
+        raise UsageError(
+            f"activations '{request.activations}' are unknown, expected one of "
+            f"{', '.join(ACTIVATIONS)}"
+        )
     if request.format is not None:
         Format.parse(request.format)
     request.selection.check(layers)
