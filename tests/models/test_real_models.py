@@ -31,10 +31,10 @@ class Expected:
 
 
 MODELS = {
-    "demo": Expected(found=4, skipped=3, rewritten=4, by_default=1),
-    "ppocr-v4-rec": Expected(found=30, skipped=21, rewritten=30, by_default=4),
-    "magika-v3.3": Expected(found=2, skipped=1, rewritten=2, by_default=0),
-    "minilm-l3": Expected(found=18, skipped=6, rewritten=18, by_default=0),
+    "demo": Expected(found=7, skipped=0, rewritten=7, by_default=1),
+    "ppocr-v4-rec": Expected(found=33, skipped=18, rewritten=33, by_default=4),
+    "magika-v3.3": Expected(found=3, skipped=0, rewritten=3, by_default=0),
+    "minilm-l3": Expected(found=21, skipped=6, rewritten=18, by_default=0),
 }
 
 
@@ -65,13 +65,19 @@ def test_inspect_lists_every_layer(model):
     assert (len(found), len(inspection.layers) - len(found)) == (expected.found, expected.skipped)
     linear = {"MatMul", "Gemm", "Conv", "ConvTranspose"}
     nodes = [n.op_type for n in onnx.load(path, load_external_data=False).graph.node]
-    assert sum(len(layer.nodes) for layer in inspection.layers) == sum(
-        operator in linear for operator in nodes
-    )
+    products = [layer for layer in inspection.layers if layer.operator != "Gather"]
+    assert sum(len(layer.nodes) for layer in products) == sum(op in linear for op in nodes)
     for layer in found:
-        inputs, outputs = layer.shape[-2:]
-        assert layer.break_even * (inputs + outputs) < inputs * outputs
-        assert 1 <= layer.rank90 <= layer.rank99 <= min(inputs, outputs)
+        if layer.operator == "Gather":
+            assert (layer.rank90, layer.break_even) == (None, None)
+            continue
+        if layer.operator == "Conv":  # in the channel form; none of these has groups
+            rows, columns = int(np.prod(layer.shape[1:])), layer.shape[0]
+        else:
+            rows, columns = layer.shape
+        assert layer.break_even * (rows + columns) < rows * columns
+        assert (layer.break_even + 1) * (rows + columns) >= rows * columns
+        assert 1 <= layer.rank90 <= layer.rank99 <= min(rows, columns)
 
 
 @pytest.mark.models
@@ -81,8 +87,9 @@ def test_the_emission_proof_holds_at_a_fixed_ratio(model, format, tmp_path):
     before = path.read_bytes()
     result = onnxlr.rewrite(path, tmp_path / "out.onnx", ratio=0.8, format=format, tolerance=ANY)
     rewritten = [record for record in result.layers if not record.choice.keeps]
-    assert len(rewritten) == (expected.rewritten if format is None else len(rewritten))
-    assert len(rewritten) >= expected.rewritten
+    # the extra nodes of int8 factors cost more than the smallest kernel of the demo saves
+    fewer = 1 if (path, format) == (DEMO, "int8") else 0
+    assert len(rewritten) == expected.rewritten - fewer
     assert result.bytes_after == (tmp_path / "out.onnx").stat().st_size < result.bytes_before
     assert len(_emission(result.report)) == 2 * len(onnx.load(path).graph.output)
     for comparison in _emission(result.report):
