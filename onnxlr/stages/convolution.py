@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxlr.numbers import Encoded, Format, encode
+from onnxlr.numbers import Format, encode
+from onnxlr.stages.stored import Stored
 
 __all__ = ["Convolution"]
 
 
 @dataclass(frozen=True)
-class Convolution:
+class Convolution(Stored):
     """A convolution in groups, as neural networks have it: a correlation, without flipping.
 
     Attributes
@@ -28,7 +29,6 @@ class Convolution:
         exactly one takes each axis, and the others have a kernel of 1 along it.
     """
 
-    weight: Encoded
     groups: int
     window: tuple[int, ...]
 
@@ -42,20 +42,6 @@ class Convolution:
         """Channels, `(inputs, outputs)`."""
         outputs, inputs = self.weight.shape[:2]
         return (inputs * self.groups, outputs)
-
-    @property
-    def parameters(self) -> int:
-        """Entries of the kernel."""
-        return int(self.weight.codes.size)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the kernel in its format."""
-        return self.weight.nbytes
-
-    def dense(self) -> npt.NDArray[np.float64]:
-        """Return the kernel in float64."""
-        return self.weight.decode()
 
     def after(self, dense: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return the kernel of a convolution `dense` in the same groups followed by this one."""

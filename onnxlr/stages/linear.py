@@ -8,40 +8,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxlr.numbers import Encoded, Format, encode
+from onnxlr.numbers import Format, encode
+from onnxlr.stages.stored import Stored
 
 __all__ = ["Linear"]
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Stored):
     """`y = x @ W`, with `W` of shape `(*batch, inputs, outputs)` kept in some format."""
-
-    weight: Encoded
 
     @classmethod
     def of(cls, matrix: npt.NDArray[Any]) -> Linear:
         """Return the stage of an exact matrix (kept in float64)."""
         return cls(encode(matrix, Format("float64")))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the matrix, `(*batch, inputs, outputs)`."""
-        return self.weight.shape
-
-    @property
-    def parameters(self) -> int:
-        """Entries of the matrix."""
-        return int(self.weight.codes.size)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the matrix in its format."""
-        return self.weight.nbytes
-
-    def dense(self) -> npt.NDArray[np.float64]:
-        """Return the matrix in float64."""
-        return self.weight.decode()
 
     def after(self, dense: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return the matrix of a step `dense` followed by this one."""

@@ -8,40 +8,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxlr.numbers import Encoded, Format, encode
+from onnxlr.numbers import Format, encode
+from onnxlr.stages.stored import Stored
 
 __all__ = ["Lookup"]
 
 
 @dataclass(frozen=True)
-class Lookup:
+class Lookup(Stored):
     """`y = T[x]`, with `T` of shape `(rows, width)` kept in some format, one scale for each row."""
-
-    weight: Encoded
 
     @classmethod
     def of(cls, table: npt.NDArray[Any]) -> Lookup:
         """Return the stage of an exact table (kept in float64)."""
         return cls(encode(table, Format("float64"), kernel=True))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the table."""
-        return self.weight.shape
-
-    @property
-    def parameters(self) -> int:
-        """Entries of the table."""
-        return int(self.weight.codes.size)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the table in its format."""
-        return self.weight.nbytes
-
-    def dense(self) -> npt.NDArray[np.float64]:
-        """Return the table in float64."""
-        return self.weight.decode()
 
     def after(self, dense: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Refuse: rows are taken by number, so nothing comes before."""
