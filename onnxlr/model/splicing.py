@@ -57,10 +57,12 @@ def splice(model: Model, change: Splice) -> None:
     and removed ones are taken off.
     """
     graphs = [scope.graph for scope in scopes(model.proto)]
+    by_graph: dict[int, dict[int, list[onnx.NodeProto]]] = {}
+    for (position, index), nodes in change.nodes.items():
+        by_graph.setdefault(position, {})[index] = nodes
     # A graph's nodes are copied when they are put back, so inner graphs must be done before.
-    for position in reversed(range(len(graphs))):
-        nodes = {index: new for (scope, index), new in change.nodes.items() if scope == position}
-        _replace_nodes(graphs[position], nodes)
+    for position in sorted(by_graph, reverse=True):
+        _replace_nodes(graphs[position], by_graph[position])
     graphs = [scope.graph for scope in scopes(model.proto)]
     for position, value in change.value_infos:
         graphs[position].value_info.append(value)
@@ -77,8 +79,6 @@ def splice(model: Model, change: Splice) -> None:
 def _replace_nodes(
     graph: onnx.GraphProto | onnx.FunctionProto, replacements: Mapping[int, list[onnx.NodeProto]]
 ) -> None:
-    if not replacements:
-        return
     nodes = list(graph.node)
     del graph.node[:]
     for index, node in enumerate(nodes):
@@ -95,16 +95,19 @@ def _remove_unused(model: onnx.ModelProto, released: Iterable[Key]) -> None:
     graphs = [scope.graph for scope in scopes(model)]
     gone: dict[int, set[str]] = {}
     removed: set[tuple[int, int]] = set()
-    for key in dict.fromkeys(released):
+    pending = list(dict.fromkeys(released))
+    for key in pending:  # grows by the shapes and axes that only a removed node took
         maker = uses.maker(key)
         outputs = [key]
         if maker is not None:
             outputs = [(key[0], name) for name in graphs[maker[0]].node[maker[1]].output if name]
-        if any(uses.is_used(output, removed) for output in outputs):
+        if maker in removed or any(uses.is_used(output, removed) for output in outputs):
             continue
         gone.setdefault(key[0], set()).add(key[1])
         if maker is not None:
             removed.add(maker)
+            settings = graphs[maker[0]].node[maker[1]].input[1:]
+            pending += [uses.resolve(maker[0], name) for name in settings if name]
     for position, index in sorted(removed, reverse=True):
         del graphs[position].node[index]
     for position, names in gone.items():

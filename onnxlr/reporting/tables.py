@@ -37,7 +37,7 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
         f"IR {inspection.ir_version}, {_size(inspection.bytes)} in tensors"
     )
     layers = [layer for layer in inspection.layers if layer.skip is None]
-    table = _table("layer", "operator", "inputs×outputs", "share", "mul-adds", "rank", "even")
+    table = _table("layer", "operator", "shape", "share", "mul-adds", "rank", "even")
     for layer in layers:
         table.add_row(
             shown(layer.name),
@@ -51,9 +51,10 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
     if layers:
         console.print(table)
         console.print(
-            "[dim]rank: singular values that hold 90 % / 99 % of the energy; even: largest rank "
-            "whose factors have fewer parameters than the weight; mul-adds: for one item of every "
-            "unknown dimension (+)[/]"
+            "[dim]shape: inputs×outputs, of kernels outputs×inputs×window; rank: singular values "
+            "that hold 90 % / 99 % of the energy; even: largest rank whose factors have fewer "
+            "parameters than the weight; both of kernels in the channel form; mul-adds: for one "
+            "item of every unknown dimension (+)[/]"
         )
     _print_skipped(console, inspection.layers)
 
@@ -104,7 +105,7 @@ def print_rewrite(console: Console, result: RewriteResult) -> None:
 def _print_records(console: Console, records: tuple[LayerRecord, ...]) -> None:
     rewritten = [record for record in records if not record.choice.keeps]
     if rewritten:
-        table = _table("layer", "inputs×outputs", "method", "error", "bytes", "of before")
+        table = _table("layer", "shape", "method", "error", "bytes", "of before")
         for record in rewritten:
             kind = f", {record.choice.format}" if record.choice.format else ""
             table.add_row(
