@@ -94,17 +94,18 @@ class _Search:
         node: onnx.NodeProto,
         types: Mapping[str, TensorType],
     ) -> Site | Skipped | None:
+        if scope.is_training:
+            return None
         domain = "" if node.domain == "ai.onnx" else node.domain
         if reason := LEFT_ALONE.get((domain, node.op_type)):
             return Skipped(reason)
         examine = FAMILIES.get(node.op_type) if domain == "" else None
         if examine is None:
             return None
-        if scope.is_training:
-            return None
-        if self._model.opset < _LEAST_OPSET:
-            opset = self._model.opset
-            return Skipped(f"the model has opset {opset}, at least {_LEAST_OPSET} is needed")
+        opset = scope.opset or self._model.opset
+        if opset < _LEAST_OPSET:
+            owner = "function" if scope.in_function else "model"
+            return Skipped(f"the {owner} has opset {opset}, at least {_LEAST_OPSET} is needed")
         label = node.name or str(node.output[0])
         if not scope.is_main:
             label = f"{label} in {' / '.join(scope.path)}"

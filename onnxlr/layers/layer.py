@@ -89,6 +89,11 @@ class Site:
             return None
         return next((int(a.i) for a in self.node.attribute if a.name == "group"), 1)
 
+    @property
+    def states_output(self) -> bool:
+        """Whether a transposed convolution states the shape of its output."""
+        return any(a.name == "output_shape" and a.ints for a in self.node.attribute)
+
     def canonical(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return an operand's values as the layer's weight is canonical."""
         if self.layout is Layout.TRANSPOSED_CONVOLUTION:

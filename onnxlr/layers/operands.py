@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,13 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxlr.model import Model
 from onnxlr.model.scopes import Scope, scopes
-from onnxlr.model.tensors import FLOAT_TYPES, stored_bytes, type_name
+from onnxlr.model.tensors import (
+    FLOAT_TYPES,
+    is_external,
+    make_tensor,
+    stored_bytes,
+    type_name,
+)
 from onnxlr.model.view import search_view
 
 __all__ = ["Operand", "OperandFinder", "Weight"]
@@ -24,8 +30,14 @@ __all__ = ["Operand", "OperandFinder", "Weight"]
 MOVES = {"Identity", "Transpose", "Reshape", "Cast", "Squeeze", "Unsqueeze", "Flatten"}
 """Operators behind which a constant is the same weight, in another shape, order or type."""
 
+_STANDARD = ("", "ai.onnx")
+"""Both names of the domain of the standard operators."""
+
 _SCALED = {"Mul", "Div", "Sub", "Add"}
 """Operators by which an integer weight is scaled, or two constants are combined."""
+
+_CODED = {"QuantizeLinear", "DequantizeLinear"}
+"""Operators between a float weight and its codes."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +96,7 @@ class Operand:
     @cached_property
     def elem_type(self) -> int:
         """ONNX element type that the node sees."""
-        casts = [a.i for step in self.steps for a in step.attribute if a.name == "to"]
-        return int(casts[-1] if casts else self.weight.tensor.data_type)
+        return (int(self.weight.tensor.data_type), *_casts(self.steps))[-1]
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -107,7 +118,9 @@ class Operand:
     def values(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the stored values in the shape, order and type that the node sees."""
         moved = self._follow(self.moves, stored) if self.moves else stored
-        return moved.astype(self.dtype, copy=False)
+        for kind in _casts(self.steps):  # a cast changes no place, a move no number
+            moved = moved.astype(FLOAT_TYPES[kind], copy=False)
+        return moved
 
     def positions(self) -> npt.NDArray[np.int64]:
         """Return for each entry that the node sees its position in the stored tensor."""
@@ -172,8 +185,10 @@ class OperandFinder:
                 return None
             node = producer[1]
             sides = [self._constant(scope, side) for side in node.input[1:] if side]
-            if node.op_type not in MOVES or node.domain not in ("", "ai.onnx") or None in sides:
+            if node.op_type not in MOVES or node.domain not in _STANDARD or None in sides:
                 return self._computed(scope, node)
+            if any(attribute.ref_attr_name for attribute in node.attribute):
+                return "its weight is moved by parameters of the function it is in"
             steps.append(node)
             settings.extend(side for side in sides if side is not None)
             name = node.input[0]
@@ -197,8 +212,10 @@ class OperandFinder:
         """Return a constant as a tensor of that name, None if it is computed."""
         scope = self._defining(scope, name)
         found = self._stored[scope].get(name) if scope >= 0 else None
-        if not isinstance(found, TensorProto):
+        if not isinstance(found, TensorProto) or self._can_be_overridden(scope, name):
             return None
+        if is_external(found):
+            return make_tensor(self._model.read(found), name)
         tensor = TensorProto()
         tensor.CopyFrom(found)
         tensor.name = name
@@ -215,7 +232,7 @@ class OperandFinder:
         found: TensorProto | str = self._stored[scope][name]
         if isinstance(found, str):
             return found
-        if self._model.ir_version >= 4 and self._is_input(scope, name):
+        if self._can_be_overridden(scope, name):
             return (
                 f"its weight '{name}' is also an input of the graph: whoever runs the model can "
                 "override it"
@@ -223,43 +240,66 @@ class OperandFinder:
         if steps and found.data_type not in FLOAT_TYPES:
             kind = type_name(found.data_type)
             return f"its weight is already quantised ({kind} with {steps[-1].op_type})"
+        for target in _casts(reversed(steps)):
+            if target not in FLOAT_TYPES:
+                return f"its weight is cast to {type_name(target)} on the way"
         weight = Weight(scope, name, found)
         path = tuple(reversed(steps))
         opset = self._scopes[scope].opset or self._model.opset
         return Operand(weight, path, tuple(settings), opset, tuple(released))
 
-    def _is_input(self, scope: int, name: str) -> bool:
+    def _can_be_overridden(self, scope: int, name: str) -> bool:
+        """Whether a constant is an input of the graph, too, which it must be at IR version 3."""
         graph = self._scopes[scope].graph
-        return isinstance(graph, onnx.GraphProto) and any(v.name == name for v in graph.input)
+        if self._model.ir_version < 4 or not isinstance(graph, onnx.GraphProto):
+            return False
+        return any(value.name == name for value in graph.input)
 
     def _computed(self, scope: int, node: onnx.NodeProto) -> str | None:
         """Return why a computed operand is a weight that cannot be used, None if it is data."""
-        if node.op_type in ("DequantizeLinear", "DequantizeBFP"):
-            source = self._root(scope, node.input[0])
+        if node.op_type == "DequantizeLinear" and node.domain in (*_STANDARD, "com.microsoft"):
+            source = self._made_from(scope, node.input[0])
             return "its weight is already quantised (DequantizeLinear)" if source else None
-        if node.op_type not in _SCALED:
+        if node.op_type not in _SCALED or node.domain not in _STANDARD:
             return None
-        roots = [self._root(scope, name) for name in node.input]
-        if not all(roots):
+        kinds = self._made_from(scope, node.output[0])
+        if not kinds:
             return None
-        if any(root.data_type not in FLOAT_TYPES for root in roots if root is not None):
+        if not kinds <= FLOAT_TYPES.keys():
             return f"its weight is already quantised (an integer weight with {node.op_type})"
         return f"its weight is computed by {node.op_type} of constants: fold constants first"
 
-    def _root(self, scope: int, name: str) -> TensorProto | None:
-        """Return the constant that a tensor is made from by moves and scalings alone."""
-        for _ in range(16):
+    def _made_from(self, scope: int, name: str) -> set[int] | None:
+        """Return the types of the constants that a tensor is made from by moves and scalings.
+
+        None if anything else is behind it, that is if it is data.
+        """
+        kinds, seen = set[int](), set[tuple[int, str]]()
+        pending = [(scope, name)]
+        while pending:
+            scope, name = pending.pop()
             scope = self._defining(scope, name)
-            if scope < 0:
+            if (scope, name) in seen:
+                continue
+            seen.add((scope, name))
+            found = self._stored[scope].get(name) if scope >= 0 else None
+            if isinstance(found, TensorProto):
+                kinds.add(int(found.data_type))
+                continue
+            producer = self._producer(scope, name) if scope >= 0 else None
+            if producer is None or producer[1].domain not in _STANDARD:
                 return None
-            found = self._stored[scope].get(name)
-            if found is not None:
-                return found if isinstance(found, TensorProto) else None
-            producer = self._producer(scope, name)
-            if producer is None or producer[1].op_type not in MOVES | _SCALED:
+            node = producer[1]
+            if node.op_type not in MOVES | _SCALED | _CODED:
                 return None
-            name = producer[1].input[0]
-        return None
+            inputs = node.input if node.op_type in _SCALED else node.input[:1]
+            pending.extend((scope, source) for source in inputs)
+        return kinds
+
+
+def _casts(steps: Iterable[onnx.NodeProto]) -> list[int]:
+    """Return the element types that steps cast to, in their order."""
+    return [int(a.i) for s in steps if s.op_type == "Cast" for a in s.attribute if a.name == "to"]
 
 
 def _constants(scope: Scope, view: gs.Graph) -> dict[str, TensorProto | str]:

@@ -50,6 +50,7 @@ class Nodes:
         self._graph = gs.Graph(opset=opset)
         self._sites: list[int] = []
         self._constants: dict[tuple[int, str, bool, bool], gs.Constant] = {}
+        self._existing: dict[str, gs.Variable] = {}
         self._prefix = prefix
         self.dtype = dtype
         self.operands: dict[tuple[int, int, bool], tuple[bool, gs.Tensor]] = {}
@@ -68,7 +69,9 @@ class Nodes:
 
     def existing(self, name: str) -> gs.Variable:
         """Return a tensor of the model; the empty name is an absent input."""
-        return gs.Variable(name) if name else gs.Variable.empty()
+        if not name:
+            return gs.Variable.empty()
+        return self._existing.setdefault(name, gs.Variable(name))
 
     def add(
         self,
@@ -101,7 +104,7 @@ class Nodes:
             if dims is not None:
                 result.dtype, result.shape = np.dtype(dtype or self.dtype), list(dims)
         else:
-            result = gs.Variable(output)
+            result = self.existing(output)
         self._graph.nodes.append(
             gs.Node(operator, name, dict(attributes or {}), list(inputs), [result])
         )

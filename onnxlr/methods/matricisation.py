@@ -129,9 +129,14 @@ class KernelForm:
 
 
 def matricisations(
-    weight: npt.NDArray[Any], groups: int | None, form: str | None
+    weight: npt.NDArray[Any],
+    groups: int | None,
+    form: str | None,
+    whole_window: bool = False,
 ) -> list[Matricisation]:
     """Return the ways of seeing a weight: the one named, or all that differ.
+
+    `whole_window` leaves out those that split the window between both stages.
 
     Raises
     ------
@@ -149,7 +154,7 @@ def matricisations(
     found: dict[str, tuple[int, ...]] = {"channel": everything}
     if axes:
         found["input"] = ()
-    if len(axes) > 1:
+    if len(axes) > 1 and not whole_window:
         last = axes[-1]
         found["spatial"] = (last,)
         found["spatial_swapped"] = tuple(axis for axis in everything if axis != last)
@@ -157,5 +162,6 @@ def matricisations(
         return [KernelForm(weight, groups, name, first) for name, first in found.items()]
     if form not in found:
         size = "×".join(map(str, weight.shape[2:]))
-        raise UsageError(f"a {size} kernel has no {form} form, only {', '.join(found)}")
+        why = ": the node states its output_shape" if whole_window else ""
+        raise UsageError(f"a {size} kernel has no {form} form, only {', '.join(found)}{why}")
     return [KernelForm(weight, groups, str(form), found[str(form)])]

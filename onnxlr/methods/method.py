@@ -48,6 +48,9 @@ class Setting:
         Whether the weight is a table of which rows are taken, `(rows, width)`.
     stored
         Name of the type that the weight is stored in.
+    whole_window
+        Whether one stage has to take a convolution's whole window, because the node states the
+        shape of its output.
     """
 
     format: Format
@@ -57,6 +60,7 @@ class Setting:
     groups: int | None = None
     is_table: bool = False
     stored: str = ""
+    whole_window: bool = False
 
     @classmethod
     def for_array(
@@ -94,6 +98,7 @@ class Setting:
             groups=layer.groups,
             is_table=layer.is_table,
             stored=layer.stored,
+            whole_window=any(site.states_output for site in layer.sites),
         )
 
 

@@ -164,7 +164,7 @@ class Svd:
             raise UsageError(
                 "a table of rows has no product to factorize; method quantize changes its format"
             )
-        forms = matricisations(weight, setting.groups, options.form)
+        forms = matricisations(weight, setting.groups, options.form, setting.whole_window)
         answers = [_attempt(form, options, setting) for form in forms]
         fits = [answer for answer in answers if isinstance(answer, _Fit)]
         if not fits:

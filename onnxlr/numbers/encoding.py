@@ -78,6 +78,7 @@ def encode(
         For `int8` each output's scale is its largest magnitude / 127, never below the smallest
         normal number of `compute` (an output of zeros gets that scale and codes 0).
     """
+    numbers = np.asarray(numbers, np.float64)
     if format.is_float:
         limit = format.largest
         return Encoded(format, np.clip(numbers, -limit, limit).astype(format.dtype))

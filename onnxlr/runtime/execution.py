@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxlr.runtime.storage import store_arrays
@@ -114,6 +115,9 @@ class _OrtRunner:
             self._session = ort.InferenceSession(
                 source, options, providers=["CPUExecutionProvider"]
             )
+        values = (*self._session.get_inputs(), *self._session.get_outputs())
+        if any("bfloat16" in value.type for value in values):
+            raise NotImplementedError("NOT_IMPLEMENTED: it passes no bfloat16 to or from Python")
         self.outputs = [value.name for value in self._session.get_outputs()]
         self.name = f"ONNX Runtime {ort.__version__}"
 
@@ -127,11 +131,22 @@ class _ReferenceRunner:
         proto = onnx.load(model)
         _add_outputs(proto, taps)
         self._evaluator = ReferenceEvaluator(proto)
+        self._types = {
+            value.name: value.type.tensor_type.elem_type
+            for value in proto.graph.input
+            if value.type.HasField("tensor_type")
+        }
         self.outputs = list(self._evaluator.output_names)
         self.name = f"ONNX's reference evaluator {onnx.__version__}"
 
     def run(self, feeds: dict[str, npt.NDArray[Any]]) -> list[Any]:
-        return list(self._evaluator.run(None, feeds))
+        return list(self._evaluator.run(None, {n: self._typed(n, a) for n, a in feeds.items()}))
+
+    def _typed(self, name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return an input in its type: bfloat16 and the like come out of a file as bare bytes."""
+        if array.dtype.kind != "V":
+            return array
+        return array.view(helper.tensor_dtype_to_np_dtype(self._types[name]))
 
 
 @contextmanager
