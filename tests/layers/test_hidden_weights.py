@@ -24,7 +24,17 @@ from onnxlr.methods import SvdOptions
 from onnxlr.model import open_model
 from onnxlr.plan import Choice, Plan
 from tests.fixtures import save_external, svd_plan
-from tests.onelayer import LEVELS, Array, distance, model_of, rewritten, run, svd, truncated
+from tests.onelayer import (
+    LEVELS,
+    Array,
+    distance,
+    model_of,
+    newest_opset,
+    rewritten,
+    run,
+    svd,
+    truncated,
+)
 
 ANY = "cosine>=-1"
 NEWEST = 21
@@ -570,6 +580,8 @@ EPSILON = {"float64": 1e-12, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
 def test_every_float_type(dtype: Any, name: str, tmp_path: Path) -> None:
     """Factors have the weight's type, and the result is numpy's at that type's precision."""
     use = USES[name]
+    if dtype is ml_dtypes.bfloat16 and "Conv" in use.operator and newest_opset() < 22:
+        pytest.skip("Conv takes bfloat16 from opset 22 on, which this ONNX Runtime does not know")
     model, weight, x = _typed(use, dtype)
     kind = np.dtype(dtype).name
     plan = Plan({"it": Choice("svd", SvdOptions(RANK, form=use.form))}, None, "onnx", 0, "test")
