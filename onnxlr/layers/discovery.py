@@ -48,15 +48,15 @@ def find_layers(model: Model) -> list[Layer]:
     search = _Search(model)
     found: dict[tuple[int, str], list[Site]] = {}
     order: list[Layer | tuple[int, str]] = []
-    for node, answer in search.answers():
+    for node, label, answer in search.answers():
         if isinstance(answer, Skipped):
-            order.append(_skipped_layer(node, answer))
+            order.append(_skipped_layer(node, label, answer))
             continue
         key = (answer.operand.weight.scope, answer.operand.weight.name)
         joined = _join(found.setdefault(key, []), answer)
         if joined is None:
             reason = "it uses a weight another way than the node before: both cannot share factors"
-            order.append(_skipped_layer(node, Skipped(reason, answer.operand)))
+            order.append(_skipped_layer(node, label, Skipped(reason, answer.operand)))
             continue
         if not found[key]:
             order.append(key)
@@ -77,14 +77,15 @@ class _Search:
     def _uses(self) -> Uses:
         return Uses(self._model.proto)
 
-    def answers(self) -> Iterator[tuple[onnx.NodeProto, Site | Skipped]]:
-        """Yield each linear node with what its family says of it."""
+    def answers(self) -> Iterator[tuple[onnx.NodeProto, str, Site | Skipped]]:
+        """Yield each linear node, what messages call it, and what its family says of it."""
         for index, scope in enumerate(self._scopes):
             types = self._model.types if scope.is_main else {}
             for position, node in enumerate(scope.graph.node):
-                answer = self._examine(index, scope, position, node, types)
+                label = _label(scope, node)
+                answer = self._examine(index, scope, position, node, label, types)
                 if answer is not None:
-                    yield node, answer
+                    yield node, label, answer
 
     def _examine(
         self,
@@ -92,6 +93,7 @@ class _Search:
         scope: Scope,
         position: int,
         node: onnx.NodeProto,
+        label: str,
         types: Mapping[str, TensorType],
     ) -> Site | Skipped | None:
         if scope.is_training:
@@ -106,9 +108,6 @@ class _Search:
         if opset < _LEAST_OPSET:
             owner = "function" if scope.in_function else "model"
             return Skipped(f"the {owner} has opset {opset}, at least {_LEAST_OPSET} is needed")
-        label = node.name or str(node.output[0])
-        if not scope.is_main:
-            label = f"{label} in {' / '.join(scope.path)}"
         candidate = Candidate(
             index,
             position,
@@ -166,10 +165,15 @@ def _join(sites: list[Site], site: Site) -> Site | None:
     return None
 
 
-def _skipped_layer(node: onnx.NodeProto, skipped: Skipped) -> Layer:
+def _label(scope: Scope, node: onnx.NodeProto) -> str:
+    name = node.name or str(node.output[0])
+    return name if scope.is_main else f"{name} in {' / '.join(scope.path)}"
+
+
+def _skipped_layer(node: onnx.NodeProto, label: str, skipped: Skipped) -> Layer:
     name = node.name or str(node.output[0])
     weight = skipped.operand.weight if skipped.operand else None
-    return Layer(name, node.op_type, (name,), weight, skip=skipped.reason)
+    return Layer(name, node.op_type, (label,), weight, skip=skipped.reason)
 
 
 def _with_unique_names(layers: list[Layer]) -> list[Layer]:
