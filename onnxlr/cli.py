@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import field, make_dataclass
 from inspect import getdoc
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_type_hints
 
-from cyclopts import App, CycloptsError, Parameter
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from cyclopts import App, Parameter
 
 from onnxlr import pipeline
-from onnxlr.errors import ExitCode, OnnxlrError, OnnxlrWarning, OutputError, VerificationError
+from onnxlr.console import explain, heed_signals, out, print_json, progress_bars, show_warning
+from onnxlr.errors import ExitCode, OutputError, VerificationError
 from onnxlr.methods import METHODS
 from onnxlr.methods.budget import DEFAULT_MAX_ERROR
 from onnxlr.model.saving import check_output, write_text
-from onnxlr.progress import Progress as ProgressCallback
-from onnxlr.progress import silent
 from onnxlr.reporting import (
-    Stream,
-    error_document,
     print_inspection,
     print_plan,
     print_report,
@@ -67,8 +60,6 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-out = Stream()
-err = Stream(stderr=True)
 
 
 def _with_method_flags(function: Function) -> Function:
@@ -106,10 +97,10 @@ def inspect(model: Path, *, as_json: Json = False) -> None:
     as_json
         Print JSON (schema onnxlr.inspection/1) instead of tables.
     """
-    with _progress() as progress:
+    with progress_bars() as progress:
         inspection = pipeline.inspect(model, progress=progress)
     if as_json:
-        _print_json(to_document("inspection", inspection))
+        print_json(to_document("inspection", inspection))
     else:
         print_inspection(out, inspection)
 
@@ -157,7 +148,7 @@ def plan(
     """
     if output is not None:
         check_output(output, model)
-    with _progress() as progress:
+    with progress_bars() as progress:
         made = pipeline.plan(
             model,
             method=method,
@@ -246,7 +237,7 @@ def rewrite(
         what = f"plan {plan}" if plan else _budget(method, flags)
         out.print(f"[dim]{shown(what)}; tolerance {shown(tolerance)}[/]")
     try:
-        with _progress() as progress:
+        with progress_bars() as progress:
             result = pipeline.rewrite(
                 model,
                 output,
@@ -305,7 +296,7 @@ def _publish(document: dict[str, Any], report: Path | None, as_json: bool) -> No
         # A path whose bytes are no UTF-8 is written as JSON's own escapes.
         write_text(report, text.encode("utf-8", "backslashreplace").decode())
     if as_json:
-        _print_json(document)
+        print_json(document)
 
 
 @app.command
@@ -335,12 +326,12 @@ def verify(
     as_json
         Print JSON (schema onnxlr.report/1) instead of tables.
     """
-    with _progress() as progress:
+    with progress_bars() as progress:
         report = pipeline.verify(
             original, rewritten, data=data, tolerance=tolerance, seed=seed, progress=progress
         )
     if as_json:
-        _print_json(to_document("report", report))
+        print_json(to_document("report", report))
     else:
         print_report(out, report)
         if report.passed:
@@ -351,85 +342,15 @@ def verify(
         raise VerificationError(f"{rewritten}: {first}{more}", report)
 
 
-def _print_json(document: dict[str, Any]) -> None:
-    out.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def _progress() -> Iterator[ProgressCallback]:
-    """Draw a bar for each task while a terminal looks on; it goes away when the task is done."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    if not err.is_terminal:
-        yield silent
-        return
-    with Progress(*columns, console=err, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def update(task: str, done: int, total: int) -> None:
-            if task not in tasks:
-                tasks[task] = bars.add_task(task, total=total)
-            bars.update(tasks[task], completed=done, total=total)
-
-        yield update
-
-
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     tolerate_encodings()
-    _heed_signals()
-    warnings.showwarning = _show_warning
+    heed_signals()
+    warnings.showwarning = show_warning
     try:
         app(tokens, exit_on_error=False, print_error=False)
         code = ExitCode.DONE
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (no traceback meets a user)
-        code = _explain(error, "--json" in tokens)
+        code = explain(error, "--json" in tokens)
     sys.exit(code)
-
-
-def _heed_signals() -> None:
-    """Clean up when asked to end, as if interrupted; what is ignored (nohup) stays ignored."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda received, _: sys.exit(128 + received))
-
-
-def _explain(error: BaseException, as_json: bool) -> ExitCode:
-    """Say on one line of standard error what is wrong; return the exit code."""
-    if isinstance(error, OnnxlrError):
-        kind, message, code = type(error).__name__, str(error), error.exit_code
-    elif isinstance(error, CycloptsError):
-        kind, message, code = "UsageError", str(error), ExitCode.USAGE
-    elif isinstance(error, KeyboardInterrupt):
-        kind, code = "Interrupted", ExitCode.INTERRUPTED
-        message = "interrupted; no file was left half written"
-    else:
-        kind, message, code = "Defect", _defect(error), ExitCode.DEFECT
-        if os.environ.get("ONNXLR_DEBUG"):
-            err.write("".join(traceback.format_exception(error)))
-    message = " ".join(line.strip() for line in message.splitlines() if line.strip())
-    if as_json and not isinstance(error, VerificationError):  # whose document is out already
-        _print_json(error_document(kind, message, code))
-    err.print(f"[bold red]error:[/] {shown(message)}", soft_wrap=True, highlight=False)
-    return code
-
-
-def _show_warning(
-    message: Warning | str, category: type[Warning], *_: object, **__: object
-) -> None:
-    if issubclass(category, OnnxlrWarning):
-        err.print(f"[yellow]warning:[/] {shown(str(message))}", soft_wrap=True, highlight=False)
-
-
-def _defect(error: BaseException) -> str:
-    what = " ".join(f"{type(error).__name__}: {error}".split())
-    return (
-        f"this is a defect of onnxlr ({what}); no file was left half written. Please report it "
-        "with the command, and with what it prints when ONNXLR_DEBUG=1 is set"
-    )
