@@ -51,6 +51,10 @@ class Choice:
     activations: str = "float"
     reason: str | None = None
 
+    def __str__(self) -> str:
+        """Return the method and its options: `svd rank 12, spatial`."""
+        return f"{self.method} {self.options}".strip()
+
     @property
     def keeps(self) -> bool:
         """Whether the layer stays as it is."""

@@ -163,7 +163,7 @@ def _factorize(model: Model, layer: Layer, choice: Choice, plan: Plan) -> Propos
     after = emitted_bytes(layer, chain, model, plan.target, choice.activations)
     if after >= before:
         warnings.warn(
-            f"layer '{layer.name}': {choice.options} takes {after:,} bytes, the layer as it was "
+            f"layer '{layer.name}': {choice} takes {after:,} bytes, the layer as it was "
             f"{before:,}; written because the plan says so",
             OnnxlrWarning,
             stacklevel=2,

@@ -26,6 +26,9 @@ class Options(Protocol):
 class NoOptions:
     """A method without options."""
 
+    def __str__(self) -> str:
+        return ""
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -86,18 +86,18 @@ def _propose(model: Model, layer: Layer, request: Request) -> Proposal:
         size = emitted_bytes(layer, chain, model, request.target, request.activations)
     except UsageError as error:
         return Proposal(layer, Choice("keep", reason=str(error)))
-    if reason := _does_not_pay(layer, options, size):
-        return Proposal(layer, Choice("keep", reason=reason))
     choice = Choice(
         request.method,
         options,
         format=request.format,
         activations=request.activations,
     )
+    if reason := _does_not_pay(layer, choice, size):
+        return Proposal(layer, Choice("keep", reason=reason))
     return Proposal(layer, choice, chain)
 
 
-def _does_not_pay(layer: Layer, options: Options, size: int) -> str | None:
+def _does_not_pay(layer: Layer, choice: Choice, size: int) -> str | None:
     before = released_bytes(layer)
     if size < before:
         return None
@@ -106,4 +106,4 @@ def _does_not_pay(layer: Layer, options: Options, size: int) -> str | None:
             f"its weight is also needed by {layer.other_uses[0]}: "
             f"the factors would come on top of it"
         )
-    return f"{options} takes {size:,} bytes, the layer as it is {before:,}"
+    return f"{choice} takes {size:,} bytes, the layer as it is {before:,}"

@@ -76,7 +76,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     if chosen:
         table = _table("layer", "method", "format", right=())
         for name, choice in chosen.items():
-            table.add_row(shown(name), f"{choice.method} {choice.options}", choice.format or "own")
+            table.add_row(shown(name), str(choice), choice.format or "own")
         console.print(table)
     kept = {name: choice for name, choice in plan.layers.items() if choice.keeps}
     _print_reasons(console, [choice.reason or "kept" for choice in kept.values()])
@@ -111,7 +111,7 @@ def _print_records(console: Console, records: tuple[LayerRecord, ...]) -> None:
             table.add_row(
                 shown(record.name),
                 _shape(record.shape),
-                f"{record.choice.method} {record.choice.options}{kind}",
+                f"{record.choice}{kind}",
                 _number(record.error),
                 _size(record.bytes_after),
                 f"{record.bytes_after / max(record.bytes_before, 1):.0%}",
