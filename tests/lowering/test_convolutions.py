@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -165,8 +166,17 @@ def cases(draw: st.DrawFn, operator: str) -> Case:
     )
 
 
+PADS_OUTPUTS = tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 31)
+"""Whether ONNX Runtime gives the same result twice where a ConvTranspose has an output_padding.
+
+1.31 does; 1.18 does not for some (60 of 3000 drawn here), as if it read memory it never wrote.
+"""
+
+
 def original_runs(case: Case) -> bool:
     """Return whether ONNX and ONNX Runtime take the original, and agree on what comes out."""
+    if any(case.attributes.get("output_padding", ())) and not PADS_OUTPUTS:
+        return False
     model = case.model()
     try:
         outputs = [run(model, {"x": case.x}, level)[0] for level in LEVELS]
@@ -304,7 +314,7 @@ def test_every_attribute_in_every_form(operator):
         expect_same(case, tally)
 
     check()
-    assert tally["survived"] > 0.5 * tally["tried"]
+    assert tally["survived"] > (0.5 if PADS_OUTPUTS else 0.2) * tally["tried"], tally
     assert tally["reference"] > 0
 
 
@@ -323,6 +333,8 @@ OUTPUT_SHAPES = {
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("name", OUTPUT_SHAPES)
 def test_a_stated_output_shape_stays_with_the_stage_that_slides(name, groups, opset):
+    if name == "padded" and not PADS_OUTPUTS:
+        pytest.skip(f"ONNX Runtime {ort.__version__} cannot be relied on with output_padding")
     kernel, x = normal(0, 3 * groups, 4, 3, 2), normal(1, 2, 3 * groups, 4, 4)
     attributes = {"strides": [3, 2], "group": groups, **OUTPUT_SHAPES[name]}
     version = newest_opset() if opset == "newest" else opset
