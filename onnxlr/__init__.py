@@ -16,9 +16,10 @@ from onnxlr.errors import (
 )
 from onnxlr.model import Model
 from onnxlr.model import open_model as open  # noqa: A004  (onnxlr.open reads as what it does)
-from onnxlr.pipeline import decompose, inspect, plan, rewrite, verify
+from onnxlr.pipeline import decompose, inspect, observe, plan, rewrite, verify
 from onnxlr.plan import Plan
 from onnxlr.stages import Chain
+from onnxlr.statistics import Statistics
 from onnxlr.verification import Report
 from onnxlr.version import VERSION
 
@@ -39,11 +40,13 @@ __all__ = [
     "Report",
     "RewriteResult",
     "RuntimeFailureError",
+    "Statistics",
     "UsageError",
     "VerificationError",
     "__version__",
     "decompose",
     "inspect",
+    "observe",
     "open",
     "plan",
     "rewrite",

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass
 from inspect import getdoc
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_type_hints
@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_type_hints
 from cyclopts import App, Parameter
 
 from onnxlr import pipeline
+from onnxlr.calibration import HOLDOUT
 from onnxlr.console import explain, heed_signals, out, print_json, progress_bars, show_warning
 from onnxlr.errors import ExitCode, OutputError, VerificationError
 from onnxlr.methods import METHODS
@@ -25,7 +26,9 @@ from onnxlr.reporting import (
     print_plan,
     print_report,
     print_rewrite,
+    print_statistics,
     shown,
+    summarise_statistics,
     to_document,
     tolerate_encodings,
 )
@@ -46,6 +49,7 @@ def _whole(_: object, tokens: Sequence[Any]) -> int:
 
 
 WHOLE = Parameter(converter=_whole)
+FLAT = Parameter(name="*")
 Seed = Annotated[int, WHOLE]
 
 app = App(
@@ -60,6 +64,75 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How layers are fitted and kept, beside the method's own options.
+
+    Attributes
+    ----------
+    format
+        How factors are kept: float32, float16, int8, int4, int2; the weight's own type if not
+        given.
+    group_size
+        Inputs that share a scale: 0 (all), 32, 64 or 128; 0 for int8 and 32 for int4 and int2 if
+        not given.
+    rounding
+        nearest, or gptq, which needs calibration.
+    activations
+        What the data of int8, int4 and int2 layers is computed in: float; dynamic_int8, rounded as
+        it comes; static_int8, rounded to ranges seen in calibration.
+    target
+        onnx: standard operators, any runtime; ort: also ONNX Runtime's own operators.
+    metric
+        What error is measured in: frobenius, activation, fisher-rows, fisher, kfac; activation
+        where there are statistics if not given.
+    solver
+        Of metric fisher: als, em, adam-sgd.
+    allocate
+        uniform: the budget holds for each layer; global: a ratio holds for all together.
+    sequential
+        Fit each layer behind those that were rewritten before it.
+    bias_correction
+        Correct the mean of outputs where held-out inputs say that it pays.
+    """
+
+    format: str | None = None
+    group_size: Annotated[int | None, WHOLE] = None
+    rounding: str | None = None
+    activations: str = "float"
+    target: str = "onnx"
+    metric: str | None = None
+    solver: str | None = None
+    allocate: str = "uniform"
+    sequential: Switch = False
+    bias_correction: bool = True
+
+
+@dataclass(frozen=True)
+class Known:
+    """Where knowledge of the layers comes from.
+
+    Attributes
+    ----------
+    calibration
+        Inputs like those the model will meet: .npz, .npy, a folder of them, or module:function.
+    holdout
+        Fraction of the calibration runs to judge by, or data of its own.
+    mask
+        Input that is 0 where positions do not count, such as attention_mask.
+    statistics
+        What `onnxlr observe` made, instead of --calibration.
+    importance
+        .npz file with the importance of each entry under a weight's name.
+    """
+
+    calibration: str | None = None
+    holdout: float | str = HOLDOUT
+    mask: str | None = None
+    statistics: Path | None = None
+    importance: Path | None = None
 
 
 def _with_method_flags(function: Function) -> Function:
@@ -106,6 +179,45 @@ def inspect(model: Path, *, as_json: Json = False) -> None:
 
 
 @app.command
+def observe(
+    model: Path,
+    *,
+    calibration: str,
+    output: Annotated[Path, Parameter(["--output", "-o"])],
+    holdout: float | str = HOLDOUT,
+    mask: str | None = None,
+    as_json: Json = False,
+) -> None:
+    """Run a model on calibration data and save what its layers' inputs are like.
+
+    Parameters
+    ----------
+    model
+        The ONNX model.
+    calibration
+        Inputs like those the model will meet: .npz, .npy, a folder of them, or module:function.
+    output
+        File to write the statistics to (.npz), for the --statistics of plan and rewrite.
+    holdout
+        Fraction of the runs to keep apart, to judge by; or data of its own.
+    mask
+        Input that is 0 where positions do not count, such as attention_mask.
+    as_json
+        Print JSON (schema onnxlr.observation/1) instead of tables.
+    """
+    check_output(output, model, Path(calibration) if _exists(calibration) else None)
+    with progress_bars() as progress:
+        found = pipeline.observe(
+            model, calibration, output, holdout=holdout, mask=mask, progress=progress
+        )
+    if as_json:
+        print_json(to_document("observation", summarise_statistics(found)))
+    else:
+        print_statistics(out, found)
+        out.print(f"[green]Wrote[/] {shown(str(output))}")
+
+
+@app.command
 @_with_method_flags
 def plan(
     model: Path,
@@ -115,9 +227,8 @@ def plan(
     flags: Any = None,
     layers: Patterns = (),
     skip: Patterns = (),
-    format: str | None = None,
-    activations: str = "float",
-    target: str = "onnx",
+    fitting: Annotated[Fitting, FLAT] = Fitting(),
+    known: Annotated[Known, FLAT] = Known(),
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -135,12 +246,6 @@ def plan(
         Shell pattern of layers to rewrite, as inspect names them; all if not given. Repeatable.
     skip
         Shell pattern of layers to leave alone. Repeatable.
-    format
-        How factors are kept: float32, float16, int8; the weight's own type if not given.
-    activations
-        float, or dynamic_int8: the runtime may round the data of int8 layers.
-    target
-        onnx: standard operators, any runtime.
     seed
         Seed of methods that draw random numbers.
     as_json
@@ -154,9 +259,8 @@ def plan(
             method=method,
             layers=layers,
             skip=skip,
-            format=format,
-            activations=activations,
-            target=target,
+            **vars(fitting),
+            **vars(known),
             seed=seed,
             progress=progress,
             **_given(flags),
@@ -181,9 +285,8 @@ def rewrite(
     flags: Any = None,
     layers: Patterns = (),
     skip: Patterns = (),
-    format: str | None = None,
-    activations: str = "float",
-    target: str = "onnx",
+    fitting: Annotated[Fitting, FLAT] = Fitting(),
+    known: Annotated[Known, FLAT] = Known(),
     tolerance: str = DEFAULT_TOLERANCE,
     data: str | None = None,
     seed: Seed = 0,
@@ -210,12 +313,6 @@ def rewrite(
         Shell pattern of layers to rewrite, as inspect names them; all if not given. Repeatable.
     skip
         Shell pattern of layers to leave alone. Repeatable.
-    format
-        How factors are kept: float32, float16, int8; the weight's own type if not given.
-    activations
-        float, or dynamic_int8: the runtime may round the data of int8 layers.
-    target
-        onnx: standard operators, any runtime.
     tolerance
         What outputs must hold, for instance "cosine>=0.99" (every float output) or
         "logits:top1>=0.98,max_abs<=0.1".
@@ -232,7 +329,7 @@ def rewrite(
     as_json
         Print that JSON instead of tables.
     """
-    _check_outputs(output, report, model, plan, data)
+    _check_outputs(output, report, model, plan, data, known)
     if not as_json:
         what = f"plan {plan}" if plan else _budget(method, flags)
         out.print(f"[dim]{shown(what)}; tolerance {shown(tolerance)}[/]")
@@ -245,9 +342,8 @@ def rewrite(
                 method=method,
                 layers=layers,
                 skip=skip,
-                format=format,
-                activations=activations,
-                target=target,
+                **vars(fitting),
+                **vars(known),
                 tolerance=tolerance,
                 data=data,
                 seed=seed,
@@ -267,12 +363,19 @@ def rewrite(
 
 
 def _check_outputs(
-    output: Path | None, report: Path | None, model: Path, plan: Path | None, data: str | None
+    output: Path | None,
+    report: Path | None,
+    model: Path,
+    plan: Path | None,
+    data: str | None,
+    known: Known,
 ) -> None:
     """Refuse to write over anything that is read, or to write two things to one place."""
+    sources = (data, known.calibration, known.statistics, known.importance, known.holdout)
+    read = [Path(s) for s in sources if isinstance(s, str | Path) and _exists(str(s))]
     for path in (output, report):
         if path is not None:
-            check_output(path, model, plan, Path(data) if data and _exists(data) else None)
+            check_output(path, model, plan, *read)
     if report is not None:
         written = output if output is not None else model.with_suffix(".onnxlr.onnx")
         if report.resolve() == written.resolve():
@@ -306,6 +409,7 @@ def verify(
     *,
     data: str | None = None,
     tolerance: str = DEFAULT_TOLERANCE,
+    known: Annotated[Known, FLAT] = Known(),
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -328,7 +432,13 @@ def verify(
     """
     with progress_bars() as progress:
         report = pipeline.verify(
-            original, rewritten, data=data, tolerance=tolerance, seed=seed, progress=progress
+            original,
+            rewritten,
+            data=data,
+            tolerance=tolerance,
+            **vars(known),
+            seed=seed,
+            progress=progress,
         )
     if as_json:
         print_json(to_document("report", report))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxlr.calibration import DataSource
+from onnxlr.calibration import DataSource, Sources
 from onnxlr.errors import (
     ModelError,
     NothingRewrittenError,
@@ -17,14 +17,13 @@ from onnxlr.errors import (
     PlanError,
     VerificationError,
 )
-from onnxlr.layers import find_layers
 from onnxlr.model import Model, open_model
 from onnxlr.model.saving import copy_model, staging, write_model
-from onnxlr.plan import Plan, Proposal
+from onnxlr.plan import Plan
+from onnxlr.planning import Making, take_plan
 from onnxlr.progress import Progress
-from onnxlr.rewriting import METADATA_KEY, LayerRecord, Rewriting, follow_plan
+from onnxlr.rewriting import METADATA_KEY, LayerRecord, Rewriting
 from onnxlr.verification import Report, Subject, Tolerance, prove
-from onnxlr.version import VERSION
 
 __all__ = ["Conditions", "Delivery", "RewriteResult", "verify_files"]
 
@@ -85,33 +84,26 @@ class Delivery:
         Opens the same model anew.
     output
         The file to write.
-    target, seed
-        As in the plan.
+    making
+        The plan and its proposals.
     """
 
     source: Model
     reopen: Callable[[], Model]
     output: Path
-    target: str
-    seed: int
+    making: Making
 
-    def carry_out(
-        self,
-        proposals: Iterable[Proposal],
-        conditions: Conditions,
-        require_change: bool,
-        keep: bool,
-    ) -> RewriteResult:
+    def carry_out(self, conditions: Conditions, require_change: bool, keep: bool) -> RewriteResult:
         """Rewrite, prove, save; see `onnxlr.rewrite`."""
         sha256, before = self.source.sha256, _file_bytes(self.source)
         outputs = [value.name for value in self.source.proto.graph.output]
         conditions.tolerance.check_outputs(outputs)
-        rewriting = Rewriting(self.source, self.reopen(), self.target)
+        rewriting = Rewriting(self.source, self.reopen(), self.making.target)
         choices = {}
-        for proposal in proposals:
+        for proposal in self.making.proposals:
             rewriting.add(proposal)
             choices[proposal.layer.name] = proposal.choice
-        plan = Plan(choices, sha256, self.target, self.seed, VERSION)
+        plan = self.making.plan(choices, sha256)
         if plan.is_empty:
             return self._copy(plan, rewriting, before, require_change)
         rewriting.finish(plan)
@@ -163,23 +155,33 @@ def _prove(
 
 
 def verify_files(
-    original: Model, reopen: Callable[[], Model], rewritten: Path, conditions: Conditions
+    original: Model,
+    reopen: Callable[[], Model],
+    rewritten: Path,
+    sources: Sources,
+    conditions: Conditions,
 ) -> Report:
     """Prove a rewritten file; see `onnxlr.verify`."""
     other = open_model(rewritten)
     _check_interface(original, other)
     plan = _plan_of(other, original)
-    if plan is not None:
+    if plan is not None and (not plan.needs_statistics or sources.knows_inputs):
         rewriting = Rewriting(original, reopen(), plan.target)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OnnxlrWarning)
-            for proposal in follow_plan(original, find_layers(original), plan, conditions.progress):
+            making = take_plan(
+                original, plan, sources, reopen, conditions.isolate, conditions.progress
+            )
+            for proposal in making.proposals:
                 rewriting.add(proposal)
         rewriting.finish(plan)
         return _prove(rewriting, reopen(), rewritten, conditions)
     with tempfile.TemporaryDirectory(prefix="onnxlr-original-") as name:
         file = original.path or _stored(original, Path(name))
-        return conditions.prove(Subject(original, file, rewritten, None))
+        missing = "it holds no plan for it"
+        if plan is not None:
+            missing = "its plan needs the statistics it was made with (give them, or --calibration)"
+        return conditions.prove(Subject(original, file, rewritten, None, missing=missing))
 
 
 def _plan_of(rewritten: Model, original: Model) -> Plan | None:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from onnxlr.errors import ModelError
 from onnxlr.layers import Layer, read_weight
-from onnxlr.methods.matricisation import matricisations
-from onnxlr.methods.svd import Spectrum
+from onnxlr.methods.matricisation import Matricisation, matricisations
+from onnxlr.methods.spectrum import Spectrum
 from onnxlr.metrics import Frobenius
 from onnxlr.model import Model
 from onnxlr.model.model import tensors_of
@@ -146,15 +146,15 @@ def _summarise(model: Model, layer: Layer, total: int) -> LayerSummary:
 
 def _energy_ranks(model: Model, layer: Layer) -> tuple[int, int]:
     """Return the ranks that hold 90 % and 99 % of the energy, of a kernel in the channel form."""
-    matrices = _channel_form(read_weight(model, layer), layer)
-    energies = Spectrum.of(matrices, Frobenius()).energies()
+    form = _channel_form(read_weight(model, layer), layer)
+    energies = Spectrum.of(form.matrices(), form.weighings(Frobenius())).energies()
     first, second = (int(np.searchsorted(energies, share)) + 1 for share in (0.9, 0.99))
     return min(first, len(energies)), min(second, len(energies))
 
 
-def _channel_form(weight: npt.NDArray[Any], layer: Layer) -> npt.NDArray[Any]:
+def _channel_form(weight: npt.NDArray[Any], layer: Layer) -> Matricisation:
     form = None if layer.groups is None else "channel"
-    return matricisations(weight, layer.groups, form)[0].matrices()
+    return matricisations(weight, layer.groups, form)[0]
 
 
 def _break_even(layer: Layer) -> int | None:

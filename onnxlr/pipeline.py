@@ -10,24 +10,32 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxlr.calibration import DataSource, check_files, signature
+from onnxlr.calibration import (
+    HOLDOUT,
+    DataSource,
+    ImportanceSource,
+    Sources,
+    check_files,
+    signature,
+)
+from onnxlr.calibration import observe as observe_layers
 from onnxlr.delivery import Conditions, Delivery, RewriteResult, verify_files
 from onnxlr.errors import UsageError
 from onnxlr.inspection import Inspection, inspect_layers
 from onnxlr.layers import find_layers
 from onnxlr.methods import Options, Setting, find_method
-from onnxlr.metrics import choose_metric
+from onnxlr.metrics import METRICS, Activation, Fisher, FisherRows, Frobenius, Kfac, Metric
 from onnxlr.model import Model, open_model
 from onnxlr.model.saving import check_output
+from onnxlr.numbers import Format
 from onnxlr.plan import Plan
-from onnxlr.planning import Request, Selection, propose
+from onnxlr.planning import Request, Selection, make_plan, take_plan
 from onnxlr.progress import Progress, silent
-from onnxlr.rewriting import follow_plan
 from onnxlr.stages import Chain
+from onnxlr.statistics import Statistics
 from onnxlr.verification import DEFAULT_TOLERANCE, Report, Tolerance
-from onnxlr.version import VERSION
 
-__all__ = ["RewriteResult", "decompose", "inspect", "plan", "rewrite", "verify"]
+__all__ = ["RewriteResult", "decompose", "inspect", "observe", "plan", "rewrite", "verify"]
 
 ModelSource = str | Path | bytes | onnx.ModelProto | Model
 """A path, the bytes of a model file, a proto, or an opened model."""
@@ -45,13 +53,71 @@ def inspect(model: ModelSource, *, progress: Progress = silent) -> Inspection:
     return inspect_layers(opened, find_layers(opened), progress)
 
 
+def observe(
+    model: ModelSource,
+    calibration: DataSource,
+    output: str | Path | None = None,
+    *,
+    holdout: float | DataSource = HOLDOUT,
+    mask: str | None = None,
+    isolate: bool = True,
+    progress: Progress = silent,
+) -> Statistics:
+    """Run a model on calibration data and sum up what its layers' inputs are like.
+
+    Parameters
+    ----------
+    model
+        The model.
+    calibration
+        Inputs like those it will meet, see `load_feeds`.
+    output
+        File to write the statistics to; none is written if not given.
+    holdout
+        Fraction of the runs to keep apart, to judge fits by; or data of its own.
+    mask
+        Input that is 0 where positions do not count, such as `attention_mask`.
+    isolate
+        Run the model in a child process.
+    progress
+        Called before each step.
+
+    Raises
+    ------
+    UsageError, DataError, OutputError
+        If an argument cannot be followed.
+    ModelError
+        If the model cannot be handled.
+    """
+    opened = _open(model)
+    if output is not None:
+        check_output(Path(output), opened.path)
+    found = observe_layers(
+        opened,
+        find_layers(opened),
+        calibration,
+        holdout=holdout,
+        mask=mask,
+        isolate=isolate,
+        progress=progress,
+    )
+    if output is not None:
+        found.save(output)
+    return found
+
+
 def decompose(
     weight: npt.ArrayLike,
     method: str = "svd",
     *,
     covariance: npt.ArrayLike | None = None,
     importance: npt.ArrayLike | None = None,
+    output_covariance: npt.ArrayLike | None = None,
+    metric: str | None = None,
+    solver: str | None = None,
     format: str | None = None,
+    group_size: int | None = None,
+    rounding: str | None = None,
     groups: int | None = None,
     seed: int = 0,
     **options: Any,
@@ -67,13 +133,21 @@ def decompose(
         Name of a method.
     covariance
         Uncentred covariance `E[x xᵀ]` of the inputs, shape `(inputs, inputs)`: the error is then
-        measured in the outputs.
+        measured in the outputs. For a convolution of patches, `(groups, patch, patch)`.
     importance
-        Importance of each entry, shape `(inputs, outputs)`, for instance Fisher information; its
-        row sums weight the error.
+        Importance of each entry, in the weight's shape, for instance Fisher information.
+    output_covariance
+        `E[g gᵀ]` of the output's gradients, shape `(outputs, outputs)`, beside the covariance.
+    metric
+        What the error is measured in; what the arrays given allow if not given: `activation`,
+        `kfac`, or `fisher-rows`.
+    solver
+        Of metric `fisher`: `als`, `em` or `adam-sgd`.
     format
-        How the factors are kept: `float64`, `float32`, `float16`, `int8`; the weight's own type if
-        not given.
+        How the factors are kept: `float64`, `float32`, `float16`, `int8`, `int4`, `int2`; the
+        weight's own type if not given.
+    group_size, rounding
+        Of an integer format: inputs that share a scale (0 for all), and `nearest` or `gptq`.
     groups
         Of a convolution.
     seed
@@ -92,6 +166,15 @@ def decompose(
     UsageError
         If an argument cannot be followed.
     """
+    array = _checked_weight(weight, method, groups)
+    parsed = None if format is None else Format.parse(format, group_size, rounding)
+    known = _metric(metric, solver, covariance, importance, output_covariance)
+    known.expect(array, groups)
+    setting = Setting.for_array(array, parsed, known, seed, groups)
+    return find_method(method).factorize(array, _options(method, options), setting)
+
+
+def _checked_weight(weight: npt.ArrayLike, method: str, groups: int | None) -> npt.NDArray[Any]:
     array = np.asarray(weight)
     if array.dtype.kind != "f":
         array = array.astype(np.float64)
@@ -106,12 +189,7 @@ def decompose(
             f"weight has shape {array.shape} and {groups} groups, expected a kernel "
             "(outputs, inputs/groups, *kernel) with outputs a multiple of the groups"
         )
-    metric = choose_metric(
-        None if covariance is None else np.asarray(covariance),
-        None if importance is None else np.asarray(importance),
-    )
-    setting = Setting.for_array(array, format, metric, seed, groups)
-    return find_method(method).factorize(array, _options(method, options), setting)
+    return array
 
 
 def plan(
@@ -121,9 +199,22 @@ def plan(
     layers: Sequence[str] = (),
     skip: Sequence[str] = (),
     format: str | None = None,
+    group_size: int | None = None,
+    rounding: str | None = None,
     activations: str = "float",
     target: str = "onnx",
+    metric: str | None = None,
+    solver: str | None = None,
+    allocate: str = "uniform",
+    sequential: bool = False,
+    bias_correction: bool = True,
+    calibration: DataSource | None = None,
+    holdout: float | DataSource = HOLDOUT,
+    mask: str | None = None,
+    statistics: Statistics | str | Path | None = None,
+    importance: ImportanceSource | None = None,
     seed: int = 0,
+    isolate: bool = True,
     progress: Progress = silent,
     **options: Any,
 ) -> Plan:
@@ -133,10 +224,10 @@ def plan(
     ----------
     model
         The model.
-    method, format, activations, target, seed, **options
-        As in `rewrite`.
     layers, skip
         Shell patterns of layers to rewrite (all, if none) and to leave alone.
+
+    The others are as in `rewrite`.
 
     Raises
     ------
@@ -154,10 +245,18 @@ def plan(
         target,
         seed,
         Selection(layers, skip),
+        group_size,
+        rounding,
+        metric,
+        solver,
+        bias_correction,
+        allocate,
+        sequential,
     )
-    proposals = propose(opened, find_layers(opened), request, progress)
-    choices = {proposal.layer.name: proposal.choice for proposal in proposals}
-    return Plan(choices, opened.sha256, target, seed, VERSION)
+    sources = Sources(calibration, holdout, mask, statistics, importance)
+    making = make_plan(opened, request, sources, lambda: _reopen(model), isolate, progress)
+    choices = {proposal.layer.name: proposal.choice for proposal in making.proposals}
+    return making.plan(choices, opened.sha256)
 
 
 def rewrite(
@@ -169,8 +268,20 @@ def rewrite(
     layers: Sequence[str] = (),
     skip: Sequence[str] = (),
     format: str | None = None,
+    group_size: int | None = None,
+    rounding: str | None = None,
     activations: str = "float",
     target: str = "onnx",
+    metric: str | None = None,
+    solver: str | None = None,
+    allocate: str = "uniform",
+    sequential: bool = False,
+    bias_correction: bool = True,
+    calibration: DataSource | None = None,
+    holdout: float | DataSource = HOLDOUT,
+    mask: str | None = None,
+    statistics: Statistics | str | Path | None = None,
+    importance: ImportanceSource | None = None,
     seed: int = 0,
     tolerance: str = DEFAULT_TOLERANCE,
     data: DataSource | None = None,
@@ -196,11 +307,40 @@ def rewrite(
     layers, skip
         Shell patterns of layers to rewrite (all, if none) and to leave alone.
     format
-        How factors are kept: `float32`, `float16`, `int8`; the weight's own type if not given.
+        How factors are kept: `float32`, `float16`, `int8`, `int4`, `int2`; the weight's own type if
+        not given.
+    group_size
+        Inputs that share a scale: 0 (all), 32, 64, 128; 0 for int8 and 32 for others if not given.
+    rounding
+        `nearest`, or `gptq`, which needs statistics.
     activations
-        `float`, or `dynamic_int8`: the runtime may round the data of int8 layers.
+        What data of int8, int4 and int2 layers is computed in: `float`; `dynamic_int8`, rounded as
+        it comes; `static_int8`, rounded to ranges seen in calibration.
     target
-        `onnx`: standard operators.
+        `onnx`: standard operators; `ort`: also ONNX Runtime's own.
+    metric
+        What error is measured in: `frobenius`, `activation`, `fisher-rows`, `fisher`, `kfac`; if
+        not given, `activation` for layers with statistics and `frobenius` for others.
+    solver
+        Of metric `fisher`: `als`, `em`, `adam-sgd`.
+    allocate
+        `uniform`: the budget holds for each layer; `global`: a `ratio` holds for all layers
+        together, and is spread over them by how much the model's outputs suffer from each.
+    sequential
+        Fit each layer to the original output on inputs that come from those rewritten before it.
+    bias_correction
+        Correct the mean of outputs where held-out inputs say that it pays.
+    calibration
+        Inputs like those the model will meet, see `load_feeds`.
+    holdout
+        Fraction of the calibration runs to judge fits by, or data of its own.
+    mask
+        Input that is 0 where positions do not count, such as `attention_mask`.
+    statistics
+        What `observe` made, or its file, instead of `calibration`.
+    importance
+        A `.npz` file, or arrays: the importance of each entry under a weight's name, and the
+        covariance of output gradients under `<name>/output_covariance`.
     seed
         Of methods, and of random inputs.
     tolerance
@@ -230,32 +370,37 @@ def rewrite(
     source = _open(model)
     file = _output(source, output, plan)
     check_files(data, signature(source))
-    found = find_layers(source)
-    plan_seed = seed
+    request = Request(
+        method,
+        _options(method, options),
+        format,
+        activations,
+        target,
+        seed,
+        Selection(layers, skip),
+        group_size,
+        rounding,
+        metric,
+        solver,
+        bias_correction,
+        allocate,
+        sequential,
+    )
+    sources = Sources(calibration, holdout, mask, statistics, importance)
+    reopen = lambda: _reopen(model)  # noqa: E731
     if plan is not None:
         given = plan if isinstance(plan, Plan) else Plan.read(Path(plan))
-        asked = (method, format, activations, target)
-        if options or layers or skip or asked != ("svd", None, "float", "onnx"):
+        if options or request != Request(seed=seed):
             raise UsageError(
                 "a plan says what to do: give either a plan, or a method with its options, layers, "
-                "format, activations and target"
+                "format, metric, activations and target"
             )
-        target, plan_seed = given.target, given.seed
-        proposals = follow_plan(source, found, given, progress)
+        making = take_plan(source, given, sources, reopen, isolate, progress)
     else:
-        selection = Selection(layers, skip)
-        chosen = _options(method, options)
-        request = Request(method, chosen, format, activations, target, seed, selection)
-        proposals = propose(source, found, request, progress)
-    delivery = Delivery(
-        source=source,
-        reopen=lambda: _reopen(model),
-        output=file,
-        target=target,
-        seed=plan_seed,
-    )
+        making = make_plan(source, request, sources, reopen, isolate, progress)
+    delivery = Delivery(source=source, reopen=reopen, output=file, making=making)
     conditions = Conditions(Tolerance.parse(tolerance), data, seed, isolate, progress)
-    return delivery.carry_out(proposals, conditions, require_change=require_change, keep=keep)
+    return delivery.carry_out(conditions, require_change=require_change, keep=keep)
 
 
 def verify(
@@ -264,19 +409,25 @@ def verify(
     *,
     tolerance: str = DEFAULT_TOLERANCE,
     data: DataSource | None = None,
+    calibration: DataSource | None = None,
+    holdout: float | DataSource = HOLDOUT,
+    mask: str | None = None,
+    statistics: Statistics | str | Path | None = None,
+    importance: ImportanceSource | None = None,
     seed: int = 0,
     isolate: bool = True,
     progress: Progress = silent,
 ) -> Report:
     """Run two models on the same inputs and compare their outputs.
 
-    The emission proof is made if `rewritten` carries the plan that made it out of `original`.
+    The emission proof is made if `rewritten` carries the plan that made it out of `original`, and
+    the statistics that the plan was made with, if any, are given.
 
     Parameters
     ----------
     original, rewritten
         The models.
-    tolerance, data, seed, isolate, progress
+    tolerance, data, calibration, holdout, mask, statistics, importance, seed, isolate, progress
         As in `rewrite`.
 
     Raises
@@ -287,7 +438,45 @@ def verify(
         If one of the models cannot be handled, or their inputs and outputs are not the same.
     """
     conditions = Conditions(Tolerance.parse(tolerance), data, seed, isolate, progress)
-    return verify_files(_open(original), lambda: _reopen(original), Path(rewritten), conditions)
+    sources = Sources(calibration, holdout, mask, statistics, importance)
+    return verify_files(
+        _open(original), lambda: _reopen(original), Path(rewritten), sources, conditions
+    )
+
+
+def _metric(
+    name: str | None,
+    solver: str | None,
+    covariance: npt.ArrayLike | None,
+    importance: npt.ArrayLike | None,
+    output_covariance: npt.ArrayLike | None,
+) -> Metric:
+    """Return the metric of arrays given for one weight."""
+    if covariance is not None and importance is not None and name is None:
+        raise UsageError(
+            "covariance and importance belong to two different metrics: give either, or the metric"
+        )
+    if name is None:
+        both = "activation" if output_covariance is None else "kfac"
+        none = "frobenius" if importance is None else "fisher-rows"
+        name = both if covariance is not None else none
+    if solver is not None and name != "fisher":
+        raise UsageError(f"solver '{solver}' is for metric fisher, not {name}")
+    if name == "frobenius":
+        return Frobenius()
+    if name in ("fisher", "fisher-rows"):
+        if importance is None:
+            raise UsageError(f"metric {name} needs importance")
+        rows = name == "fisher-rows"
+        return FisherRows(importance) if rows else Fisher(importance, solver or "als")
+    if covariance is None or (name == "kfac" and output_covariance is None):
+        needed = "covariance" if name == "activation" else "covariance and output_covariance"
+        raise UsageError(f"metric {name} needs {needed}")
+    if name == "activation":
+        return Activation(covariance)
+    if name == "kfac" and output_covariance is not None:
+        return Kfac(covariance, output_covariance)
+    raise UsageError(f"metric '{name}' is unknown, expected one of {', '.join(METRICS)}")
 
 
 def _open(model: ModelSource) -> Model:

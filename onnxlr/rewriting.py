@@ -9,23 +9,28 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxlr.errors import OnnxlrWarning, PlanError
+from onnxlr.errors import OnnxlrWarning, PlanError, UsageError
+from onnxlr.evidence import UNKNOWN, Evidence, Knowledge
 from onnxlr.layers import Layer, Layout, Site, read_weight
 from onnxlr.lowering import as_constants, find_target, lower_layer, released_by
-from onnxlr.methods import Setting, find_method
+from onnxlr.methods import Setting, find_method, fit_as_told
+from onnxlr.methods.adjusting import adjustments
 from onnxlr.model import Model, Splice, splice
 from onnxlr.model.tensors import make_tensor
 from onnxlr.plan import Choice, Plan, Proposal
 from onnxlr.progress import Progress, silent
-from onnxlr.stages import Chain
+from onnxlr.statistics import Moments
 
 __all__ = [
     "METADATA_KEY",
     "LayerRecord",
     "Rewriting",
+    "check_plan",
     "emitted_bytes",
+    "follow_choice",
     "follow_plan",
     "released_bytes",
+    "with_dense_weight",
 ]
 
 METADATA_KEY = "onnxlr.plan"
@@ -44,6 +49,8 @@ class LayerRecord:
         The plan's entry.
     error
         Relative Frobenius error `‖W − Ŵ‖/‖W‖`; None where the layer is kept.
+    output_error, plain_error, importance_variance, importance_gain
+        As in `Proposal`.
     bytes_before, bytes_after
         Of its nodes and tensors in the file.
     """
@@ -56,6 +63,10 @@ class LayerRecord:
     error: float | None
     bytes_before: int
     bytes_after: int
+    output_error: float | None = None
+    plain_error: float | None = None
+    importance_variance: float | None = None
+    importance_gain: float | None = None
 
 
 class Rewriting:
@@ -79,18 +90,24 @@ class Rewriting:
         layer, chain = proposal.layer, proposal.chain
         before = released_bytes(layer)
         if chain is None or layer.weight is None:
-            self._record(layer, proposal.choice, None, before, before)
+            self._record(proposal, None, before, before)
             return
         change = lower_layer(
-            layer, chain, self._model, self._model.names, self._target, proposal.choice.activations
+            layer,
+            chain,
+            self._model,
+            self._model.names,
+            self._target,
+            proposal.choice.activations,
+            proposal.adjustments,
         )
         approximation = chain.reconstruct()
         weight = read_weight(self._model, layer).astype(np.float64)
         norm = float(np.linalg.norm(weight))
         error = float(np.linalg.norm(weight - approximation)) / norm if norm > 0 else 0.0
-        self._record(layer, proposal.choice, error, before, change.byte_size())
+        self._record(proposal, error, before, change.byte_size())
         self._change.merge(change)
-        self._dense.merge(_with_dense_weight(layer, approximation, self.reference))
+        self._dense.merge(with_dense_weight(proposal, approximation, self.reference))
         self.sites.extend(layer.sites)
         self.dtypes |= {layer.dtype.name}
         self.int8_data |= proposal.choice.activations != "float"
@@ -100,12 +117,22 @@ class Rewriting:
         for model in (self._model, self.reference):
             model.proto = onnx.ModelProto()
 
-    def _record(
-        self, layer: Layer, choice: Choice, error: float | None, before: int, after: int
-    ) -> None:
+    def _record(self, proposal: Proposal, error: float | None, before: int, after: int) -> None:
+        layer = proposal.layer
         self.records.append(
             LayerRecord(
-                layer.name, layer.operator, layer.nodes, layer.shape, choice, error, before, after
+                layer.name,
+                layer.operator,
+                layer.nodes,
+                layer.shape,
+                proposal.choice,
+                error,
+                before,
+                after,
+                proposal.error,
+                proposal.plain_error,
+                proposal.importance_variance,
+                proposal.importance_gain,
             )
         )
 
@@ -127,40 +154,69 @@ def released_bytes(layer: Layer) -> int:
     return int(size) + layer.weight.nbytes
 
 
-def emitted_bytes(layer: Layer, chain: Chain, model: Model, target: str, activations: str) -> int:
+def emitted_bytes(proposal: Proposal, model: Model, target: str) -> int:
     """Return the bytes that the nodes and tensors of a layer's chain add to the file."""
-    names = model.names.trial()
-    return lower_layer(layer, chain, model, names, find_target(target), activations).byte_size()
+    if proposal.chain is None:
+        raise ValueError(f"layer '{proposal.layer.name}' is kept")
+    return lower_layer(
+        proposal.layer,
+        proposal.chain,
+        model,
+        model.names.trial(),
+        find_target(target),
+        proposal.choice.activations,
+        proposal.adjustments,
+    ).byte_size()
 
 
 def follow_plan(
-    model: Model, layers: Sequence[Layer], plan: Plan, progress: Progress = silent
+    model: Model,
+    layers: Sequence[Layer],
+    plan: Plan,
+    progress: Progress = silent,
+    knowledge: Knowledge = UNKNOWN,
 ) -> Iterator[Proposal]:
     """Factorize each layer as a plan says.
 
     Raises
     ------
     PlanError
-        If the plan is for another model, names a layer the model has not, or asks to rewrite one
-        that cannot be.
+        If the plan is for another model, names a layer the model has not, asks to rewrite one that
+        cannot be, or needs statistics that are not the ones it was made with.
     """
-    _check_plan(model, layers, plan)
+    check_plan(model, layers, plan, knowledge)
     for position, layer in enumerate(layers):
         progress("factorizing", position, len(layers))
-        choice = plan.layers.get(layer.name, Choice("keep", reason="not in the plan"))
-        if choice.keeps:
-            yield Proposal(layer, choice)
-            continue
-        yield _factorize(model, layer, choice, plan)
+        yield follow_choice(model, layer, plan, knowledge.of(layer))
     progress("factorizing", len(layers), len(layers))
 
 
-def _factorize(model: Model, layer: Layer, choice: Choice, plan: Plan) -> Proposal:
+def follow_choice(model: Model, layer: Layer, plan: Plan, evidence: Evidence) -> Proposal:
+    """Factorize one layer as a plan says.
+
+    Raises
+    ------
+    PlanError
+        If that needs what is not known of the layer.
+    """
+    choice = plan.layers.get(layer.name, Choice("keep", reason="not in the plan"))
+    if choice.keeps:
+        return Proposal(layer, choice)
     weight = read_weight(model, layer)
-    setting = Setting.for_layer(layer, choice.format, plan.seed)
-    chain = find_method(choice.method).factorize(weight, choice.options, setting)
-    before = released_bytes(layer)
-    after = emitted_bytes(layer, chain, model, plan.target, choice.activations)
+    setting = Setting.for_layer(layer, choice.encoding, plan.seed)
+    method = find_method(choice.method)
+    try:
+        fit = fit_as_told(method, weight, choice.options, setting, evidence, choice.recipe)
+    except UsageError as error:
+        raise PlanError(
+            f"the plan's entry for layer '{layer.name}' cannot be followed: {error}"
+        ) from error
+    moments = None
+    if choice.activations == "static_int8" and isinstance(evidence.fit, Moments):
+        moments = evidence.fit
+    extra = adjustments(fit.chain, len(layer.sites), fit.corrections, moments)
+    proposal = Proposal(layer, choice, fit.chain, extra, fit.error)
+    before, after = released_bytes(layer), emitted_bytes(proposal, model, plan.target)
     if after >= before:
         warnings.warn(
             f"layer '{layer.name}': {choice} takes {after:,} bytes, the layer as it was "
@@ -168,10 +224,29 @@ def _factorize(model: Model, layer: Layer, choice: Choice, plan: Plan) -> Propos
             OnnxlrWarning,
             stacklevel=2,
         )
-    return Proposal(layer, choice, chain)
+    return proposal
 
 
-def _check_plan(model: Model, layers: Sequence[Layer], plan: Plan) -> None:
+def check_plan(model: Model, layers: Sequence[Layer], plan: Plan, knowledge: Knowledge) -> None:
+    """Check that a plan is for this model and these statistics; raises PlanError."""
+    _check_layers(model, layers, plan)
+    found = knowledge.statistics
+    if plan.statistics_sha256 is None or not plan.needs_statistics:
+        return
+    if found is None:
+        raise PlanError(
+            "the plan was made with statistics of the layers' inputs: give the same ones "
+            "(--statistics, or --calibration with the same data)"
+        )
+    if found.sha256 != plan.statistics_sha256:
+        raise PlanError(
+            f"the plan was made with statistics of sha256 {plan.statistics_sha256[:12]}…, these "
+            f"have {found.sha256[:12]}… (make a new plan, or take 'statistics' out of the plan to "
+            "use it with any)"
+        )
+
+
+def _check_layers(model: Model, layers: Sequence[Layer], plan: Plan) -> None:
     if plan.source_sha256 is not None and plan.source_sha256 != model.sha256:
         raise PlanError(
             f"the plan was made for a model with sha256 {plan.source_sha256[:12]}…, "
@@ -192,11 +267,12 @@ def _check_plan(model: Model, layers: Sequence[Layer], plan: Plan) -> None:
             )
 
 
-def _with_dense_weight(layer: Layer, values: np.ndarray, reference: Model) -> Splice:
+def with_dense_weight(proposal: Proposal, values: np.ndarray, reference: Model) -> Splice:
     """Return the change that gives a layer's nodes another dense weight, as each takes it."""
+    layer = proposal.layer
     change = Splice(released=released_by(layer))
     tensors: dict[tuple[object, ...], onnx.TensorProto] = {}
-    for site in layer.sites:
+    for position, site in enumerate(layer.sites):
         dense = np.ascontiguousarray(site.arranged(values), dtype=layer.dtype)
         key = (site.layout, site.swapped, site.transposed, dense.shape)
         group = []
@@ -208,10 +284,26 @@ def _with_dense_weight(layer: Layer, values: np.ndarray, reference: Model) -> Sp
         node = onnx.NodeProto()
         node.CopyFrom(site.node)
         node.input[0 if site.layout in (Layout.SECOND_LAST, Layout.ROWS) else 1] = tensors[key].name
-        change.nodes[(site.scope, site.index)] = [*group, node]
+        group.append(node)
+        if proposal.adjustments and proposal.adjustments[position].correction is not None:
+            correction = proposal.adjustments[position].correction
+            along = site.along_features(np.asarray(correction)).astype(layer.dtype)
+            group += _corrected(node, along, layer, reference)
+        change.nodes[(site.scope, site.index)] = group
     if not layer.in_function:
         change.initializers.extend(tensors.values())
     return change
+
+
+def _corrected(
+    node: onnx.NodeProto, correction: np.ndarray, layer: Layer, reference: Model
+) -> list[onnx.NodeProto]:
+    """Return nodes that add a correction to a node's output, which they then write."""
+    output = node.output[0]
+    node.output[0] = reference.names.new(f"{layer.name}.uncorrected")
+    name = reference.names.new(f"{layer.name}.correction")
+    constant = as_constants([make_tensor(np.ascontiguousarray(correction), name)])
+    return [*constant, onnx.helper.make_node("Add", [node.output[0], name], [output])]
 
 
 def _record_plan(model: onnx.ModelProto, plan: Plan) -> None:

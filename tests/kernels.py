@@ -8,7 +8,6 @@ import numpy as np
 from onnx import helper
 
 from onnxlr.methods import SvdOptions
-from onnxlr.methods.method import NoOptions
 from onnxlr.plan import Choice
 
 Array = np.ndarray[Any, Any]
@@ -117,7 +116,7 @@ def form_choice(rank: int, form: str | None, format: str | None = None) -> Choic
 
 def quantized(format: str) -> Choice:
     """Return the choice of another format for the whole weight."""
-    return Choice("quantize", NoOptions(), format=format)
+    return Choice("quantize", format=format)
 
 
 def convolution(operator: str, constants: dict[str, Array], output: str = "y", **attributes: Any):

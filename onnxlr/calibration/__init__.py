@@ -1,16 +1,28 @@
-"""Input data: what a model takes, data from files and functions, or random inputs."""
+"""Input data, and what a model's layers see of it."""
 
 from onnxlr.calibration.data import DataSource, check_files, load_feeds
+from onnxlr.calibration.division import divide as divide_data
+from onnxlr.calibration.gathering import HOLDOUT, Sources, gather
+from onnxlr.calibration.importance import ImportanceSource
+from onnxlr.calibration.observation import observe
+from onnxlr.calibration.pairs import observe_pairs
 from onnxlr.calibration.random_inputs import random_feeds
 from onnxlr.calibration.signature import Feeds, InputSpec, check_feeds, signature
 
 __all__ = [
+    "HOLDOUT",
     "DataSource",
     "Feeds",
+    "ImportanceSource",
     "InputSpec",
+    "Sources",
     "check_feeds",
     "check_files",
+    "divide_data",
+    "gather",
     "load_feeds",
+    "observe",
+    "observe_pairs",
     "random_feeds",
     "signature",
 ]

@@ -15,25 +15,27 @@ import numpy.typing as npt
 from onnxlr.calibration.signature import Feeds, InputSpec, check_feeds, check_names
 from onnxlr.errors import DataError
 
-__all__ = ["DataSource", "check_files", "load_feeds"]
+__all__ = ["DataSource", "check_files", "load_feeds", "read_arrays_of"]
 
 DataSource = str | Path | Iterable[Mapping[str, Any]] | Mapping[str, Any]
 """A path, `module:function`, one set of inputs, or several."""
 
 BATCH = 32
-"""Most samples that are run at once out of one array."""
+"""Most samples that are run at once out of one array, unless told otherwise."""
 
 _MAGIC = (b"PK", b"\x93NUMPY")
 """How a `.npz` and a `.npy` file begin."""
 
 
-def load_feeds(source: DataSource, specs: Sequence[InputSpec]) -> Iterator[Feeds]:
+def load_feeds(
+    source: DataSource, specs: Sequence[InputSpec], batch: int = BATCH
+) -> Iterator[Feeds]:
     """Yield inputs that fit a model.
 
     An array may hold more samples along its first axis than the model takes at once. Inputs are cut
     into runs if they all have the same number of samples and the model states the same first
     dimension for all of them: a fixed one gives runs of exactly that many samples, an open one runs
-    of at most `BATCH`. All other inputs are one run, as they are.
+    of at most `batch`. All other inputs are one run, as they are.
 
     Parameters
     ----------
@@ -50,7 +52,7 @@ def load_feeds(source: DataSource, specs: Sequence[InputSpec]) -> Iterator[Feeds
     found = False
     for name, mapping in _mappings(source, specs):
         arrays = _arrays(mapping, specs, name)
-        for part in _split(arrays, specs, name):
+        for part in _split(arrays, specs, name, batch):
             found = True
             yield check_feeds(part, specs, name)
     if not found:
@@ -121,13 +123,34 @@ def _from_item(arrays: object, name: str) -> Iterator[tuple[str, Mapping[str, An
 def _read_file(path: Path, specs: Sequence[InputSpec]) -> Mapping[str, Any]:
     if path.suffix not in (".npz", ".npy"):
         raise DataError(f"{path}: expected a .npz or .npy file")
+    loaded = _load(path)
+    return _single(loaded, path, specs) if isinstance(loaded, np.ndarray) else loaded
+
+
+def read_arrays_of(path: Path) -> Mapping[str, npt.NDArray[Any]]:
+    """Return the arrays of a `.npz` file by name.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or holds one array without a name.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file (expected a .npz file)")
+    loaded = _load(path)
+    if isinstance(loaded, np.ndarray):
+        raise DataError(f"{path}: holds one array without a name, expected a .npz file")
+    return loaded
+
+
+def _load(path: Path) -> npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]:
     try:
         with path.open("rb") as stream:
             if not stream.read(6).startswith(_MAGIC):
                 raise DataError(f"{path}: is not a file that numpy wrote")
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return _single(loaded, path, specs)
+            return loaded
         with loaded:
             return {name: loaded[name] for name in loaded.files}
     except DataError:
@@ -199,7 +222,7 @@ def _array(value: Any, where: str) -> npt.NDArray[Any]:
         raise DataError(f"{where} is no array: {_line(error)}") from error
 
 
-def _split(arrays: Feeds, specs: Sequence[InputSpec], name: str) -> Iterator[Feeds]:
+def _split(arrays: Feeds, specs: Sequence[InputSpec], name: str, batch: int) -> Iterator[Feeds]:
     """Cut arrays into runs by the rules of `load_feeds`."""
     sizes = {array.shape[:1] for array in arrays.values()}
     firsts = {spec.dims[:1] if spec.dims is not None else (None,) for spec in specs}
@@ -209,7 +232,7 @@ def _split(arrays: Feeds, specs: Sequence[InputSpec], name: str) -> Iterator[Fee
     ((size,),), ((first,),) = sizes, firsts
     if size == 0:
         raise DataError(f"{name}: the arrays hold no samples: their first dimension is 0")
-    step = first if isinstance(first, int) and first > 0 else BATCH
+    step = first if isinstance(first, int) and first > 0 else batch
     if step == first and size % step:
         yield arrays  # does not fit, which check_feeds words
         return

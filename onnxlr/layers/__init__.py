@@ -3,7 +3,7 @@
 from onnxlr.layers.discovery import find_layers
 from onnxlr.layers.layer import Layer, Layout, Site, exchange_channels
 from onnxlr.layers.operands import Operand, Weight
-from onnxlr.layers.weights import read_weight
+from onnxlr.layers.weights import layer_keys, read_weight, weight_key
 
 __all__ = [
     "Layer",
@@ -13,5 +13,7 @@ __all__ = [
     "Weight",
     "exchange_channels",
     "find_layers",
+    "layer_keys",
     "read_weight",
+    "weight_key",
 ]

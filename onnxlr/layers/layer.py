@@ -94,6 +94,13 @@ class Site:
         """Whether a transposed convolution states the shape of its output."""
         return any(a.name == "output_shape" and a.ints for a in self.node.attribute)
 
+    def along_features(self, vector: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return one number for each feature of the output in a shape that can be added to it."""
+        if self.is_convolution:
+            return vector.reshape(-1, *[1] * (len(self.operand.dims) - 2))
+        flat = self.output_dims is not None and len(self.output_dims) == 1
+        return vector if self.layout is Layout.LAST or flat else vector[:, None]
+
     def canonical(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return an operand's values as the layer's weight is canonical."""
         if self.layout is Layout.TRANSPOSED_CONVOLUTION:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from onnxlr.errors import ModelError
 from onnxlr.layers.layer import Layer
 from onnxlr.model import Model
 
-__all__ = ["read_weight"]
+__all__ = ["layer_keys", "read_weight", "weight_key"]
 
 
 def read_weight(model: Model, layer: Layer) -> npt.NDArray[Any]:
@@ -39,3 +41,38 @@ def read_weight(model: Model, layer: Layer) -> npt.NDArray[Any]:
             f"(--skip '{layer.name}' leaves it alone)"
         )
     return site.canonical(values)
+
+
+def weight_key(layer: Layer, model: Model) -> str:
+    """Return what a layer's statistics are kept under: the hash of its canonical weight.
+
+    Raises
+    ------
+    ModelError
+        As `read_weight` does.
+    """
+    values = np.ascontiguousarray(read_weight(model, layer))
+    digest = hashlib.sha256(f"{values.dtype.name} {values.shape}".encode())
+    digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def layer_keys(model: Model, layers: Iterable[Layer]) -> dict[str, str]:
+    """Return the key of every layer that can be rewritten, by its name.
+
+    That is its `weight_key`, with `-2`, `-3` … behind it for further layers of an equal weight,
+    which see other inputs: keys are of a model's whole list of layers.
+
+    Raises
+    ------
+    ModelError
+        As `read_weight` does.
+    """
+    keys: dict[str, str] = {}
+    taken: dict[str, int] = {}
+    for layer in layers:
+        if layer.skip is None:
+            key = weight_key(layer, model)
+            taken[key] = taken.get(key, 0) + 1
+            keys[layer.name] = key if taken[key] == 1 else f"{key}-{taken[key]}"
+    return keys

@@ -1,6 +1,6 @@
 """Numbers kept in a smaller type, decoded by Cast and Mul. Any opset, float data.
 
-ONNX Runtime folds both nodes when it loads the model: a small file, the speed and the memory of
+ONNX Runtime folds the nodes when it loads the model: a small file, the speed and the memory of
 float weights.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnx import helper
-
+from onnxlr.lowering.arithmetic import Arithmetic
+from onnxlr.lowering.decoding import decode_weight
 from onnxlr.lowering.lowering import shared_operand
 from onnxlr.stages import Lookup
 
@@ -29,29 +29,19 @@ class CastWeights:
     name = "cast"
 
     def refuses(self, context: Context, place: Place) -> str | None:
-        """Refuse what is in the model's type already, and data that is not float."""
-        kind = place.stage.weight.format.kind
+        """Refuse what is packed, or in the model's type already, and data that is not float."""
+        kept = place.stage.weight.format
         if isinstance(place.stage, Lookup):
             return "it is a table of rows"
-        if kind == context.dtype.name:
-            return f"its numbers are {kind} already"
+        if kept.kind == context.dtype.name:
+            return f"its numbers are {kept.kind} already"
+        if kept.is_packed:
+            return f"several {kept.kind} numbers share a byte"
         if context.activations != "float":
             return f"Cast and Mul give float weights, {context.activations} data was asked"
         return None
 
     def emit(self, nodes: Nodes, x: gs.Tensor, place: Place) -> gs.Variable:
         """Write Cast, Mul where there are scales, and the product."""
-        operand = shared_operand(nodes, place, lambda: _decoded(nodes, place))
+        operand = shared_operand(nodes, place, lambda: decode_weight(Arithmetic(nodes, place)))
         return place.multiply(nodes, x, operand)
-
-
-def _decoded(nodes: Nodes, place: Place) -> gs.Tensor:
-    weight = place.stage.weight
-    codes = place.arrange(weight.codes)
-    kind = helper.np_dtype_to_tensor_dtype(nodes.dtype)
-    stored = nodes.constant(codes, place, "codes")
-    cast = nodes.add("Cast", [stored], "Cast", codes.shape, {"to": int(kind)})
-    if weight.scales is None:
-        return cast
-    scales = place.arrange_scales(weight.scales).astype(nodes.dtype)
-    return nodes.add("Mul", [cast, nodes.constant(scales, place, "scales")], "Mul", codes.shape)

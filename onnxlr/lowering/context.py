@@ -9,8 +9,9 @@ import numpy as np
 
 __all__ = ["ACTIVATIONS", "Context"]
 
-ACTIVATIONS = ("float", "dynamic_int8")
-"""What the data may be computed in: floats only, or int8 chosen by the runtime as it runs."""
+ACTIVATIONS = ("float", "dynamic_int8", "static_int8")
+"""What the data may be computed in: floats only, or 8-bit integers, with a range that the runtime
+finds as it runs or that calibration has found."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,6 @@ class Context:
     ----------
     opset
         Version of the standard operators.
-    ir_version
-        Version of the file format.
     dtype
         Float type of the data and of the weight that is replaced.
     activations
@@ -30,6 +29,5 @@ class Context:
     """
 
     opset: int
-    ir_version: int
     dtype: np.dtype[Any]
     activations: str = "float"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import onnx
 from onnx import helper
 
 from onnxlr.layers import Layer, Layout, Site
+from onnxlr.lowering.biases import Bias, find_bias
 from onnxlr.lowering.context import Context
 from onnxlr.lowering.nodes import Exported, Nodes
 from onnxlr.lowering.place import Place
 from onnxlr.model import Splice
-from onnxlr.stages import Convolution
+from onnxlr.stages import Adjustment, Chain, Convolution, Stage, Stored, Sum
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -20,15 +23,25 @@ if TYPE_CHECKING:
     from onnxlr.lowering.targets import Target
     from onnxlr.model import Model
     from onnxlr.model.names import Names
-    from onnxlr.stages import Chain
 
 __all__ = ["as_constants", "lower_layer", "released_by"]
 
 
 def lower_layer(
-    layer: Layer, chain: Chain, model: Model, names: Names, target: Target, activations: str
+    layer: Layer,
+    chain: Chain,
+    model: Model,
+    names: Names,
+    target: Target,
+    activations: str,
+    adjustments: Sequence[Adjustment] = (),
 ) -> Splice:
     """Return the change that replaces a layer's sites by its chain.
+
+    Parameters
+    ----------
+    adjustments
+        One for each site, or none.
 
     Raises
     ------
@@ -37,18 +50,26 @@ def lower_layer(
     """
     first = layer.sites[0]
     opset = first.operand.opset
-    context = Context(opset, model.ir_version, layer.dtype, activations)
+    context = Context(opset, layer.dtype, activations)
     nodes = Nodes(names, opset, layer.dtype, layer.name)
-    for site in layer.sites:
+    released, added = released_by(layer), Splice()
+    for site, adjustment in zip(
+        layer.sites, adjustments or (Adjustment(),) * len(layer.sites), strict=True
+    ):
         nodes.begin_site()
-        _emit_site(nodes, site, chain, context, target)
+        bias = find_bias(nodes, site, adjustment, model)
+        _Way(nodes, site, context, target, bias, adjustment).emit(chain)
+        released += bias.released
+        added.merge(bias.moved)
     exported = nodes.export()
     for site, group in zip(layer.sites, exported.nodes, strict=True):
         _inherit(group[-1], site.node)
-    return _as_splice(layer, exported)
+    change = _as_splice(layer, exported, released)
+    change.merge(added)
+    return change
 
 
-def _as_splice(layer: Layer, exported: Exported) -> Splice:
+def _as_splice(layer: Layer, exported: Exported, released: list[tuple[int, str]]) -> Splice:
     groups, initializers = exported.nodes, exported.initializers
     if layer.in_function:  # a function has no initializers
         groups = [[*as_constants(initializers), *groups[0]], *groups[1:]]
@@ -61,7 +82,7 @@ def _as_splice(layer: Layer, exported: Exported) -> Splice:
         if not layer.in_function
     ]
     replaced = {(site.scope, site.index): group for site, group in pairs}
-    return Splice(replaced, initializers, infos, released_by(layer))
+    return Splice(replaced, initializers, infos, released, set(exported.domains))
 
 
 def released_by(layer: Layer) -> list[tuple[int, str]]:
@@ -82,15 +103,70 @@ def as_constants(tensors: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
     ]
 
 
-def _emit_site(nodes: Nodes, site: Site, chain: Chain, context: Context, target: Target) -> None:
-    stages = chain.stages[::-1] if site.transposed else chain.stages
-    x = _data(nodes, site, stages[0].shape[-1 if site.transposed else -2])
-    slid: frozenset[int] = frozenset()
-    for position, stage in enumerate(stages):
-        if isinstance(stage, Convolution):
-            slid |= frozenset(stage.window)
-        place = Place(site, stage, position == len(stages) - 1, slid)
-        x = target.choose(context, place).emit(nodes, x, place)
+@dataclass(frozen=True)
+class _Way:
+    """From a site's data to its output."""
+
+    nodes: Nodes
+    site: Site
+    context: Context
+    target: Target
+    bias: Bias
+    adjustment: Adjustment
+
+    def emit(self, chain: Chain) -> None:
+        """Write the chain, and what of a bias correction does not fit into its last product."""
+        stages = self._ordered(chain)
+        inputs = stages[0].shape[-1 if self.site.transposed else -2]
+        x = _data(self.nodes, self.site, inputs)
+        output = self.site.output if self.bias.behind is None else None
+        result = self._follow(stages, x, output, self.bias.within)
+        if self.bias.behind is not None:
+            dims = self.site.output_dims
+            self.nodes.add(
+                "Add", [result, self.bias.behind], "Correction", dims, None, self.site.output
+            )
+
+    def _ordered(self, chain: Chain) -> Sequence[Stage]:
+        return chain.stages[::-1] if self.site.transposed else chain.stages
+
+    def _follow(
+        self,
+        stages: Sequence[Stage],
+        x: gs.Tensor,
+        output: str | None,
+        bias: gs.Tensor | None,
+        ends: bool = True,
+    ) -> gs.Tensor:
+        slid: frozenset[int] = frozenset()
+        for position, stage in enumerate(stages):
+            last = position == len(stages) - 1
+            name, added = (output, bias) if last else (None, None)
+            if isinstance(stage, Sum):
+                x = self._branch(stage, x, name, added, ends and last)
+                continue
+            if not isinstance(stage, Stored):
+                raise TypeError(f"{type(stage).__name__} is no stage that can be written")
+            if isinstance(stage, Convolution):
+                slid |= frozenset(stage.window)
+            ranges = self.adjustment.ranges
+            known = None if ranges is None else (ranges[position], ranges[position + 1])
+            place = Place(self.site, stage, ends and last, added, name, slid, known)
+            x = self.target.choose(self.context, place).emit(self.nodes, x, place)
+        return x
+
+    def _branch(
+        self, stage: Sum, x: gs.Tensor, output: str | None, bias: gs.Tensor | None, ends: bool
+    ) -> gs.Tensor:
+        """Write the branches, the bias in the first of them, and add their results."""
+        first, *others = stage.branches
+        total = self._follow(self._ordered(first), x, None, bias, ends)
+        for number, other in enumerate(others):
+            term = self._follow(self._ordered(other), x, None, None, ends)
+            name = output if number == len(others) - 1 else None
+            dims = self.site.output_dims if ends else None
+            total = self.nodes.add("Add", [total, term], "Sum", dims, None, name)
+        return total
 
 
 def _data(nodes: Nodes, site: Site, inputs: int) -> gs.Tensor:

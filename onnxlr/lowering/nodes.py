@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +12,17 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxlr.model.tensors import make_tensor
+
 if TYPE_CHECKING:
     from onnxlr.lowering.place import Place
     from onnxlr.model.names import Names
     from onnxlr.model.shapes import Dim
 
 __all__ = ["Exported", "Nodes"]
+
+_SMALL_TYPES = ("uint4", "uint2")
+"""Types of which several share a byte in the file; graphsurgeon writes each into one of its own."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +37,14 @@ class Exported:
         New tensors.
     value_infos
         Types of the tensors that each site's nodes make.
+    domains
+        Domains of the nodes' operators beside the standard one; each in its version 1.
     """
 
     nodes: list[list[onnx.NodeProto]]
     initializers: list[onnx.TensorProto]
     value_infos: list[list[onnx.ValueInfoProto]]
+    domains: frozenset[str] = frozenset()
 
 
 class Nodes:
@@ -43,16 +52,30 @@ class Nodes:
 
     Constants are written once and shared by all sites; the nodes that decode them once for each
     graph, before its first site.
+
+    Attributes
+    ----------
+    opset
+        Version of the standard operators.
+    dtype
+        The layer's float type.
+    operands
+        What `shared_operand` has written.
+    domains
+        Domains of the nodes' operators beside the standard one.
     """
 
     def __init__(self, names: Names, opset: int, dtype: np.dtype[Any], prefix: str) -> None:
         self._names = names
         self._graph = gs.Graph(opset=opset)
         self._sites: list[int] = []
-        self._constants: dict[tuple[int, str, bool, bool], gs.Constant] = {}
+        self._constants: dict[tuple[int, str, tuple[int, ...], bytes], gs.Constant] = {}
         self._existing: dict[str, gs.Variable] = {}
         self._prefix = prefix
+        self._small: dict[str, npt.NDArray[Any]] = {}
+        self.opset = opset
         self.dtype = dtype
+        self.domains: set[str] = set()
         self.operands: dict[tuple[int, int, bool], tuple[bool, gs.Tensor]] = {}
 
     def begin_site(self) -> None:
@@ -60,12 +83,25 @@ class Nodes:
         self._sites.append(len(self._graph.nodes))
 
     def constant(self, values: npt.NDArray[Any], place: Place, hint: str) -> gs.Constant:
-        """Return the initializer of a stage's values, a new one for the first site that asks."""
-        key = (id(place.stage), hint, place.flip, place.spreads)
+        """Return the initializer of a stage's values, a new one for the first that asks."""
+        held = np.asarray(values, order="C")
+        digest = blake2b(held.tobytes()).digest()
+        key = (id(place.stage), held.dtype.name, held.shape, digest)
         if key not in self._constants:
             name = self._names.new(f"{self._prefix}.{hint}")
-            self._constants[key] = gs.Constant(name, np.ascontiguousarray(values))
+            if held.dtype.name in _SMALL_TYPES:
+                self._small[name] = held
+                held = held.astype(np.uint8)
+            self._constants[key] = gs.Constant(name, held)
         return self._constants[key]
+
+    def new_name(self, hint: str) -> str:
+        """Return a new name of the layer."""
+        return self._names.new(f"{self._prefix}.{hint}")
+
+    def new_constant(self, values: npt.NDArray[Any], hint: str) -> gs.Constant:
+        """Return a new initializer, of one site alone."""
+        return gs.Constant(self._names.new(f"{self._prefix}.{hint}"), np.ascontiguousarray(values))
 
     def existing(self, name: str) -> gs.Variable:
         """Return a tensor of the model; the empty name is an absent input."""
@@ -82,6 +118,7 @@ class Nodes:
         attributes: Mapping[str, Any] | None = None,
         output: str | None = None,
         dtype: npt.DTypeLike | None = None,
+        domain: str = "",
     ) -> gs.Variable:
         """Add a node and return its result.
 
@@ -97,22 +134,46 @@ class Nodes:
             Name of the tensor of the model that this is; a new one if not given.
         dtype
             Type of the result; the layer's float type if not given.
+        domain
+            Of the operator; the empty one is the standard's.
         """
         name = self._names.new(f"{self._prefix}.{hint}")
-        if output is None:
-            result = gs.Variable(self._names.new(f"{name}.output"))
-            if dims is not None:
-                result.dtype, result.shape = np.dtype(dtype or self.dtype), list(dims)
-        else:
-            result = self.existing(output)
-        self._graph.nodes.append(
-            gs.Node(operator, name, dict(attributes or {}), list(inputs), [result])
+        result = self._result(name, dims, dtype) if output is None else self.existing(output)
+        node = gs.Node(
+            operator, name, dict(attributes or {}), list(inputs), [result], domain or None
         )
+        if domain:
+            self.domains.add(domain)
+        self._graph.nodes.append(node)
+        return result
+
+    def quantized(
+        self, x: gs.Tensor, dims: Sequence[Dim] | None
+    ) -> tuple[gs.Variable, gs.Variable, gs.Variable]:
+        """Add DynamicQuantizeLinear, and return its codes, their scale and their zero point."""
+        name = self._names.new(f"{self._prefix}.DynamicQuantizeLinear")
+        codes = self._result(name, dims, np.uint8)
+        scale = self._result(name, (), np.float32)
+        zero_point = self._result(name, (), np.uint8)
+        self._graph.nodes.append(
+            gs.Node("DynamicQuantizeLinear", name, {}, [x], [codes, scale, zero_point])
+        )
+        return codes, scale, zero_point
+
+    def _result(
+        self, name: str, dims: Sequence[Dim] | None, dtype: npt.DTypeLike | None
+    ) -> gs.Variable:
+        result = gs.Variable(self._names.new(f"{name}.output"))
+        if dims is not None:
+            result.dtype, result.shape = np.dtype(dtype or self.dtype), list(dims)
         return result
 
     def export(self) -> Exported:
         """Return all as protos."""
         graph = gs.export_onnx(self._graph, do_type_check=False).graph
+        for tensor in graph.initializer:
+            if tensor.name in self._small:
+                tensor.CopyFrom(make_tensor(self._small[tensor.name], tensor.name))
         nodes = list(graph.node)
         ends = (*self._sites[1:], len(nodes))
         groups = [nodes[begin:end] for begin, end in zip(self._sites, ends, strict=True)]
@@ -121,4 +182,4 @@ class Nodes:
             [typed[name] for node in group for name in node.output if name in typed]
             for group in groups
         ]
-        return Exported(groups, list(graph.initializer), infos)
+        return Exported(groups, list(graph.initializer), infos, frozenset(self.domains))

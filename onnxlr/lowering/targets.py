@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 from onnxlr.errors import UsageError
 from onnxlr.lowering.cast_weights import CastWeights
 from onnxlr.lowering.dequantize_linear import DequantizeLinear
+from onnxlr.lowering.dynamic_int8 import DynamicInt8
 from onnxlr.lowering.float_weights import FloatWeights
 from onnxlr.lowering.gather_rows import GatherRows
+from onnxlr.lowering.matmul_nbits import MatMulNBits
+from onnxlr.lowering.packed_weights import PackedWeights
+from onnxlr.lowering.static_int8 import StaticInt8
 
 if TYPE_CHECKING:
     from onnxlr.lowering.context import Context
@@ -31,7 +35,7 @@ class Target:
     Attributes
     ----------
     name
-        `onnx`: standard operators only, any runtime.
+        `onnx`: standard operators only, any runtime. `ort`: those of ONNX Runtime as well.
     lowerings
         In order of preference.
     """
@@ -53,11 +57,20 @@ class Target:
         )
 
 
+_STANDARD: tuple[Lowering, ...] = (
+    FloatWeights(),
+    CastWeights(),
+    PackedWeights(),
+    DynamicInt8(),
+    StaticInt8(),
+    DequantizeLinear(),
+    GatherRows(),
+)
+_ONLY_ORT: tuple[Lowering, ...] = (MatMulNBits("float"), MatMulNBits("dynamic_int8"))
+
 TARGETS: dict[str, Target] = {
     target.name: target
-    for target in (
-        Target("onnx", (FloatWeights(), CastWeights(), DequantizeLinear(), GatherRows())),
-    )
+    for target in (Target("onnx", _STANDARD), Target("ort", (*_ONLY_ORT, *_STANDARD)))
 }
 """All targets by name."""
 

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxlr.errors import UsageError
-from onnxlr.stages import Chain, Convolution, Linear
+from onnxlr.metrics import Metric, Weighing, row_importance, unfold_inputs
+from onnxlr.numbers import Format
+from onnxlr.stages import Chain, Convolution, Linear, Stage
 
 __all__ = ["FORMS", "KernelForm", "Matricisation", "MatrixForm", "matricisations"]
 
@@ -27,8 +29,34 @@ class Matricisation(Protocol):
     def name(self) -> str | None:
         """What a plan calls it; None where there is only one way."""
 
+    @property
+    def canonical(self) -> npt.NDArray[Any]:
+        """The weight itself."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the rows are all inputs, so that a covariance weighs them exactly."""
+
     def matrices(self) -> npt.NDArray[Any]:
         """Return the stack."""
+
+    def weighings(self, metric: Metric) -> list[Weighing]:
+        """Return how the metric weighs each matrix of the stack.
+
+        Where the rows are some of the inputs only, by what the metric says of them alone.
+        """
+
+    def first_covariance(self, covariance: Matrix) -> Matrix:
+        """Return the covariance of what the first factor sees, `(parts, rows, rows)`."""
+
+    def second_covariance(self, left: Matrix, covariance: Matrix) -> Matrix:
+        """Return the covariance of what the second factor sees behind a first one."""
+
+    def solve_second(self, left: Matrix, covariance: Matrix) -> Matrix:
+        """Return the second factor of least output error behind a first one."""
+
+    def left_of(self, first: Stage) -> Matrix:
+        """Return the first factor that a stage of `chain` is."""
 
     def chain(self, left: Matrix, right: Matrix) -> Chain:
         """Return the stages of `(*batch, rows, rank)` and `(*batch, rank, columns)`."""
@@ -36,8 +64,8 @@ class Matricisation(Protocol):
     def like(self, weight: Matrix) -> Matricisation:
         """Return another weight of the same shape, seen the same way."""
 
-    def bytes(self, rank: int, entry: int, scale: int) -> int:
-        """Return the bytes of two factors, with `scale` bytes for each output of a stage."""
+    def bytes(self, rank: int, format: Format, scale: int) -> float:
+        """Return the bytes of two factors in a format, with `scale` bytes for each scale."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +74,43 @@ class MatrixForm:
 
     weight: npt.NDArray[Any]
     name: str | None = None
+    is_whole: bool = True
+
+    @property
+    def canonical(self) -> npt.NDArray[Any]:
+        """The weight itself."""
+        return self.weight
 
     def matrices(self) -> npt.NDArray[Any]:
         """Return the weight."""
         return self.weight
+
+    def weighings(self, metric: Metric) -> list[Weighing]:
+        """Return one weighing for each matrix; a covariance is shared by all of them."""
+        count = int(np.prod(self.weight.shape[:-2], dtype=np.int64))
+        if metric.importance is not None:
+            parts = metric.importance.reshape(-1, *self.weight.shape[-2:])
+            return [Weighing.of(rows) for rows in row_importance(parts)]
+        rows = None if metric.covariance is None else metric.covariance[0]
+        return [Weighing.of(rows, metric.output_covariance)] * count
+
+    def first_covariance(self, covariance: Matrix) -> Matrix:
+        """Return the covariance."""
+        return covariance
+
+    def second_covariance(self, left: Matrix, covariance: Matrix) -> Matrix:
+        """Return `Lᵀ C L`, the mean over the stack."""
+        stack = left.reshape(-1, *left.shape[-2:])
+        return np.asarray((stack.swapaxes(1, 2) @ covariance[0] @ stack).mean(axis=0)[None])
+
+    def solve_second(self, left: Matrix, covariance: Matrix) -> Matrix:
+        """Return `(Lᵀ C L)⁻¹ Lᵀ C W`."""
+        weighed = left.swapaxes(-1, -2) @ covariance[0]
+        return solve_damped(weighed @ left, weighed @ self.weight)
+
+    def left_of(self, first: Stage) -> Matrix:
+        """Return the matrix of the stage."""
+        return first.dense()
 
     def chain(self, left: Matrix, right: Matrix) -> Chain:
         """Return two linear stages."""
@@ -59,11 +120,11 @@ class MatrixForm:
         """Return another weight of the same shape."""
         return replace(self, weight=weight)
 
-    def bytes(self, rank: int, entry: int, scale: int) -> int:
+    def bytes(self, rank: int, format: Format, scale: int) -> float:
         """Return the bytes of two factors."""
         *batch, rows, columns = self.weight.shape
         count = int(np.prod(batch, dtype=np.int64))
-        return int(count * (rank * (rows + columns) * entry + (rank + columns) * scale))
+        return count * (format.bytes(rows, rank, scale) + format.bytes(rank, columns, scale))
 
 
 @dataclass(frozen=True)
@@ -89,6 +150,16 @@ class KernelForm:
         """Return a kernel's size along every spatial axis, 1 along those not in `axes`."""
         sizes = self.kernel.shape[2:]
         return tuple(size if axis in axes else 1 for axis, size in enumerate(sizes))
+
+    @property
+    def canonical(self) -> npt.NDArray[Any]:
+        """The kernel itself."""
+        return self.kernel
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the channel form, or the kernel has one entry only."""
+        return not [a for a in self._others if self.kernel.shape[a + 2] > 1]
 
     def matrices(self) -> npt.NDArray[Any]:
         """Return one matrix for each group."""
@@ -116,16 +187,99 @@ class KernelForm:
             )
         )
 
+    def weighings(self, metric: Metric) -> list[Weighing]:
+        """Return one weighing for each group.
+
+        Raises
+        ------
+        UsageError
+            If a metric of two sides is asked of a form that splits the window between them.
+        """
+        if metric.importance is not None:
+            parts = self.like(metric.importance).matrices()
+            return [Weighing.of(rows) for rows in row_importance(parts)]
+        if metric.output_covariance is not None and not self.is_whole:
+            raise UsageError(f"metric {metric.name} needs the form channel, not {self.name}")
+        if metric.covariance is None:
+            return [Weighing()] * self.groups
+        rows = self.first_covariance(metric.covariance)
+        width = self.kernel.shape[0] // self.groups
+        columns: list[Matrix | None] = [None] * self.groups
+        if metric.output_covariance is not None:
+            both = metric.output_covariance
+            blocks = (slice(g * width, (g + 1) * width) for g in range(self.groups))
+            columns = [both[block, block] for block in blocks]
+        return [Weighing.of(row, column) for row, column in zip(rows, columns, strict=True)]
+
+    def _split(self, patches: Matrix) -> Matrix:
+        """Return `(groups, patch, n)` as `(groups, rows, others, n)`."""
+        inputs, sizes = self.kernel.shape[1], self.kernel.shape[2:]
+        apart = patches.reshape(self.groups, inputs, *sizes, -1)
+        axes = (0, 1, *(a + 2 for a in self.first), *(a + 2 for a in self._others), apart.ndim - 1)
+        rows = inputs * int(np.prod(self._extent(self.first)))
+        moved = apart.transpose(axes).reshape(self.groups, rows, -1, patches.shape[-1])
+        return np.asarray(moved)
+
+    def _split_covariance(self, covariance: Matrix) -> Matrix:
+        """Return a covariance of patches as `(groups, rows, others, rows, others)`."""
+        half = self._split(covariance)  # (g, R, o, patch)
+        _, rows, others, patch = half.shape
+        whole = self._split(half.reshape(self.groups, -1, patch).swapaxes(1, 2))
+        return whole.reshape(self.groups, rows, others, rows, others)
+
+    def first_covariance(self, covariance: Matrix) -> Matrix:
+        """Return the covariance of the rows, summed over the window's other axes."""
+        if self.is_whole:
+            return covariance
+        return np.asarray(np.einsum("gaobo->gab", self._split_covariance(covariance)))
+
+    def second_covariance(self, left: Matrix, covariance: Matrix) -> Matrix:
+        """Return the covariance of the second kernel's patches, in the order (rank, others)."""
+        split = self._split_covariance(covariance)
+        half = np.einsum("gar,gaobp->grobp", left, split, optimize=True)
+        whole = np.einsum("grobp,gbs->grosp", half, left, optimize=True)
+        groups, rank, others = whole.shape[:3]
+        return np.asarray(whole.reshape(groups, rank * others, rank * others))
+
+    def solve_second(self, left: Matrix, covariance: Matrix) -> Matrix:
+        """Return the kernel of least squared output error behind a first one."""
+        split = self._split_covariance(covariance)
+        weight = self._split(unfold_inputs(self.kernel, self.groups))  # (g, R, o, n)
+        seen = np.einsum("gaobp,gbpn->gaon", split, weight, optimize=True)
+        cross = np.einsum("gar,gaon->gron", left, seen, optimize=True)
+        groups, rank, others, outputs = cross.shape
+        gram = self.second_covariance(left, covariance)
+        right = solve_damped(gram, cross.reshape(groups, rank * others, outputs))
+        apart = right.reshape(groups, rank, others, outputs).swapaxes(2, 3)
+        return np.asarray(apart.reshape(groups, rank, -1))
+
+    def left_of(self, first: Stage) -> Matrix:
+        """Return the first factor of each group."""
+        kernel = first.dense()
+        inputs = self.kernel.shape[1]
+        rank = kernel.shape[0] // self.groups
+        apart = kernel.reshape(self.groups, rank, inputs, -1).transpose(0, 2, 3, 1)
+        return np.asarray(apart.reshape(self.groups, -1, rank))
+
     def like(self, weight: Matrix) -> KernelForm:
         """Return another kernel of the same shape, in the same form."""
         return replace(self, kernel=weight)
 
-    def bytes(self, rank: int, entry: int, scale: int) -> int:
+    def bytes(self, rank: int, format: Format, scale: int) -> float:
         """Return the bytes of both kernels."""
         outputs, inputs = self.kernel.shape[:2]
-        start = rank * self.groups * inputs * int(np.prod(self._extent(self.first)))
-        end = outputs * rank * int(np.prod(self._extent(self._others)))
-        return int((start + end) * entry + (rank * self.groups + outputs) * scale)
+        patch = inputs * int(np.prod(self._extent(self.first)))
+        behind = rank * int(np.prod(self._extent(self._others)))
+        first = format.bytes(patch, rank * self.groups, scale)
+        return first + format.bytes(behind, outputs, scale)
+
+
+def solve_damped(gram: Matrix, right: Matrix) -> Matrix:
+    """Return `G⁻¹ B` of stacks, with `G` damped by its rounding error: it may be singular."""
+    size = gram.shape[-1]
+    scale = np.trace(gram, axis1=-2, axis2=-1)[..., None, None] / size
+    damped = gram + np.maximum(1e-10 * scale, np.finfo(np.float64).tiny) * np.eye(size)
+    return np.asarray(np.linalg.solve(damped, right))
 
 
 def matricisations(

@@ -69,33 +69,27 @@ class Setting:
     def for_array(
         cls,
         weight: npt.NDArray[Any],
-        format: str | None = None,
+        format: Format | str | None = None,
         metric: Metric | None = None,
         seed: int = 0,
         groups: int | None = None,
     ) -> Setting:
-        """Return the setting for a bare array: its own float type unless a format is named.
-
-        Raises
-        ------
-        UsageError
-            If the format is unknown.
-        """
+        """Return the setting for a bare array: its own float type unless a format is given."""
         own = weight.dtype.name
-        parsed = Format.parse(format or own)
-        return cls(parsed, weight.dtype, metric or Frobenius(), seed, groups, stored=own)
+        return cls(
+            _format(format or own),
+            weight.dtype,
+            metric or Frobenius(),
+            seed,
+            groups,
+            stored=own,
+        )
 
     @classmethod
-    def for_layer(cls, layer: Layer, format: str | None = None, seed: int = 0) -> Setting:
-        """Return the setting for a layer's weight: the type it is stored in unless one is named.
-
-        Raises
-        ------
-        UsageError
-            If the format is unknown.
-        """
+    def for_layer(cls, layer: Layer, format: Format | str | None = None, seed: int = 0) -> Setting:
+        """Return the setting for a layer's weight: the type it is stored in unless one is given."""
         return cls(
-            Format.parse(format or layer.stored),
+            _format(format or layer.stored),
             layer.dtype,
             seed=seed,
             groups=layer.groups,
@@ -103,6 +97,10 @@ class Setting:
             stored=layer.stored,
             whole_window=any(site.states_output for site in layer.sites),
         )
+
+
+def _format(format: Format | str) -> Format:
+    return Format.parse(format) if isinstance(format, str) else format
 
 
 class Method(Protocol):
@@ -121,6 +119,9 @@ class Method(Protocol):
     def settle(self, options: Any, chain: Chain) -> Options:
         """Return the options that give this very chain again, as a plan records them."""
 
+    def heeds_metric(self, options: Any, setting: Setting) -> bool:
+        """Return whether the chain depends on what the error is measured in."""
+
 
 class Keep:
     """Leaves the weight as it is."""
@@ -135,3 +136,7 @@ class Keep:
     def settle(self, options: Any, chain: Chain) -> Options:  # noqa: ARG002
         """Return no options."""
         return NoOptions()
+
+    def heeds_metric(self, options: Any, setting: Setting) -> bool:  # noqa: ARG002
+        """Return that nothing depends on anything."""
+        return False

@@ -8,107 +8,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
-from tensorly.tenalg.svd import svd_flip
 
 from onnxlr.errors import UsageError
 from onnxlr.methods.budget import Budget
+from onnxlr.methods.factors import encode_factors, fit_elements
 from onnxlr.methods.matricisation import Matricisation, matricisations
 from onnxlr.methods.method import Options, Setting
-from onnxlr.metrics import Metric
+from onnxlr.methods.spectrum import Spectrum
+from onnxlr.metrics import relative_error
 from onnxlr.stages import Chain, Convolution
 
-__all__ = ["Spectrum", "Svd", "SvdOptions"]
-
-Matrix = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """Singular value decomposition `T W = U diag(s) Vᵀ` of one weight or a stack of them.
-
-    Attributes
-    ----------
-    left
-        `T⁻¹ U`, shape `(*batch, inputs, k)` with k the smaller side.
-    values
-        Singular values, descending, shape `(*batch, k)`.
-    right
-        `Vᵀ`, shape `(*batch, k, outputs)`; orthonormal rows.
-    """
-
-    left: Matrix
-    values: Matrix
-    right: Matrix
-
-    @classmethod
-    def of(cls, weight: npt.NDArray[Any], metric: Metric) -> Spectrum:
-        """Decompose a weight of shape `(*batch, inputs, outputs)`, in float64."""
-        *batch, inputs, outputs = weight.shape
-        parts = [
-            _decompose(metric.weigh(matrix.astype(np.float64)), metric)
-            for matrix in weight.reshape(-1, inputs, outputs)
-        ]
-        left, values, right = (np.stack(part) for part in zip(*parts, strict=True))
-        return cls(
-            left.reshape(*batch, inputs, -1),
-            values.reshape(*batch, -1),
-            right.reshape(*batch, -1, outputs),
-        )
-
-    @property
-    def full_rank(self) -> int:
-        """The smaller side of the weight."""
-        return int(self.values.shape[-1])
-
-    def energies(self) -> Matrix:
-        """Return the share of the squared singular values in the first 1, 2, … of them.
-
-        A stack counts as one: its matrices share the rank. A weight of zeros has all its energy in
-        any of them.
-        """
-        squares = np.square(self.values).reshape(-1, self.full_rank).sum(axis=0)
-        total = squares.sum()
-        return np.cumsum(squares) / total if total > 0 else np.ones(self.full_rank)
-
-    def errors(self) -> Matrix:
-        """Return the relative error of ranks 1, 2, … up to the full rank."""
-        squares = np.square(self.values).reshape(-1, self.full_rank).sum(axis=0)
-        total = squares.sum()
-        if not total > 0:
-            return np.zeros(self.full_rank)
-        behind = np.append(np.cumsum(squares[::-1])[::-1][1:], 0.0)
-        return np.asarray(np.sqrt(behind / total))
-
-    def factors(self, rank: int) -> tuple[Matrix, Matrix]:
-        """Return the first `rank` singular vectors on both sides, the values on the left."""
-        left = self.left[..., :, :rank] * self.values[..., None, :rank]
-        return left, self.right[..., :rank, :]
-
-
-def _decompose(weight: Matrix, metric: Metric) -> tuple[Matrix, Matrix, Matrix]:
-    """Decompose by the eigenvectors of the smaller Gram matrix.
-
-    The larger factor is the weight projected on the eigenvectors, so that any rank is an exact
-    orthogonal projection, and the full rank the weight itself, whatever the small eigenvalues lost.
-    It takes a fraction of the time and memory of a full decomposition of a large matrix.
-    """
-    inputs, outputs = weight.shape
-    if outputs <= inputs:
-        _, vectors = linalg.eigh(weight.T @ weight)
-        right = vectors[:, ::-1].T
-        left = weight @ right.T
-        values = np.linalg.norm(left, axis=0)
-        left = left / np.where(values > 0, values, 1.0)
-    else:
-        _, vectors = linalg.eigh(weight @ weight.T)
-        left = vectors[:, ::-1]
-        right = left.T @ weight
-        values = np.linalg.norm(right, axis=1)
-        right = right / np.where(values > 0, values, 1.0)[:, None]
-    order = np.argsort(-values, kind="stable")
-    left, right = svd_flip(left[:, order], right[order])
-    return metric.restore(left), values[order], right
+__all__ = ["Svd", "SvdOptions"]
 
 
 @dataclass(frozen=True)
@@ -181,6 +91,10 @@ class Svd:
         rank = second.weight.shape[1]
         return SvdOptions(rank=rank, form=_form_of(first, second))
 
+    def heeds_metric(self, options: SvdOptions, setting: Setting) -> bool:  # noqa: ARG002
+        """Return that it does."""
+        return True
+
 
 def _form_of(first: Convolution, second: Convolution) -> str:
     if not second.window:
@@ -200,28 +114,29 @@ def _attempt(form: Matricisation, options: SvdOptions, setting: Setting) -> _Fit
 
 
 def _fit(form: Matricisation, options: SvdOptions, setting: Setting) -> _Fit:
-    matrices = form.matrices()
-    spectrum = Spectrum.of(matrices, setting.metric)
+    metric = setting.metric
+    spectrum = Spectrum.of(form.matrices(), form.weighings(metric))
     rank = _rank(spectrum, options, setting, form)
+    # Only then the spectrum says what the chain's error is.
+    is_exact = form.is_whole and metric.name != "fisher" and setting.format.is_float
 
     def build(candidate: int) -> _Fit:
-        chain = form.chain(*spectrum.factors(candidate)).encoded(setting.format, setting.compute)
+        left, right = spectrum.factors(candidate)
+        if metric.name == "fisher":
+            left, right = fit_elements(form, left, right, metric)
+        elif metric.covariance is not None and not form.is_whole:
+            right = form.solve_second(left, metric.covariance)
+        chain = encode_factors(form, left, right, setting)
         error = float(spectrum.errors()[candidate - 1])
-        if not setting.format.is_float:
-            error = _measured(chain, form, setting.metric)
+        if not is_exact:
+            weight = form.canonical.astype(np.float64)
+            error = relative_error(metric, weight, chain.reconstruct(), setting.groups)
         return _Fit(chain, candidate, error, chain.cost.bytes)
 
     fit = build(rank)
-    if not options.limits_error or fit.error <= options.error_limit or setting.format.is_float:
+    if not options.limits_error or fit.error <= options.error_limit or is_exact:
         return fit
     return _within_error(build, rank, spectrum.full_rank, options, setting)
-
-
-def _measured(chain: Chain, form: Matricisation, metric: Metric) -> float:
-    """Return the relative error of a chain in the metric, rounding included."""
-    exact = metric.weigh(form.matrices().astype(np.float64))
-    found = metric.weigh(form.like(chain.reconstruct()).matrices())
-    return float(np.linalg.norm(found - exact)) / (float(np.linalg.norm(exact)) or 1.0)
 
 
 def _rank(spectrum: Spectrum, options: SvdOptions, setting: Setting, form: Matricisation) -> int:
@@ -232,10 +147,9 @@ def _rank(spectrum: Spectrum, options: SvdOptions, setting: Setting, form: Matri
         rank = _whole(options.ratio * rows * columns / (rows + columns), spectrum)
     elif options.bits is not None:
         available = options.bits * form.matrices().size / 8
-        scale = 0 if setting.format.is_float else setting.compute.itemsize
-        entry = setting.format.entry_bytes()
-        fixed = form.bytes(0, entry, scale)
-        rank = _whole((available - fixed) / (form.bytes(1, entry, scale) - fixed), spectrum)
+        scale = setting.compute.itemsize
+        # bytes grow by steps where groups are, so that the rank is searched for
+        rank = _most(lambda rank: form.bytes(rank, setting.format, scale) <= available, spectrum)
     elif options.energy is not None:
         rank = int(np.searchsorted(spectrum.energies(), options.energy - 1e-12) + 1)
     else:
@@ -251,6 +165,18 @@ def _whole(rank: float, spectrum: Spectrum) -> int:
     return int(min(rank + 1e-9, spectrum.full_rank))
 
 
+def _most(fits: Callable[[int], bool], spectrum: Spectrum) -> int:
+    """Return the largest rank that fits, 0 if none does."""
+    low, high = 0, spectrum.full_rank + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
 def _within_error(
     build: Callable[[int], _Fit], rank: int, full_rank: int, options: SvdOptions, setting: Setting
 ) -> _Fit:
@@ -259,7 +185,7 @@ def _within_error(
     best = build(high)
     if best.error > options.error_limit:
         raise UsageError(
-            f"rounding to {setting.format.kind} alone costs an error of {best.error:.2g}, "
+            f"rounding to {setting.format} alone costs an error of {best.error:.2g}, "
             f"more than {options}"
         )
     while high - low > 1:

@@ -69,6 +69,13 @@ class Uses:
         """Return whether anything but the nodes in `without` uses a tensor."""
         return any((scope, index) not in without for scope, index, _ in self._users.get(key, ()))
 
+    def only_user(self, key: Key) -> tuple[int, int] | None:
+        """Return the graph and position of the one node that uses a tensor once, None otherwise."""
+        users = self._users.get(key, ())
+        if len(users) != 1 or users[0][1] == _NOT_A_NODE:
+            return None
+        return users[0][:2]
+
     def others(self, key: Key, ours: set[tuple[int, int]]) -> list[str]:
         """Return labels of what uses a tensor beside one input of each node in `ours`."""
         remaining = set(ours)

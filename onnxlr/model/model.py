@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from onnxlr.model.liveness import Uses
 from onnxlr.model.names import Names
 from onnxlr.model.scopes import scopes
 from onnxlr.model.shapes import TensorType, infer_types
@@ -72,6 +73,11 @@ class Model:
     def names(self) -> Names:
         """All names in use, and new ones."""
         return Names(self.proto)
+
+    @cached_property
+    def uses(self) -> Uses:
+        """Who makes and who uses each tensor."""
+        return Uses(self.proto)
 
     @cached_property
     def types(self) -> Mapping[str, TensorType]:

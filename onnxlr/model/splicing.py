@@ -26,6 +26,8 @@ class Splice:
         New tensors of the main graph.
     value_infos
         Types of new tensors, with the graph they are in.
+    domains
+        Domains of operators, beside the standard one, that the new nodes are of.
     released
         Tensors that the replaced nodes used, from the operand back to the stored weight; each
         disappears, with the node that makes it, if nothing else uses it.
@@ -35,6 +37,7 @@ class Splice:
     initializers: list[onnx.TensorProto] = field(default_factory=list)
     value_infos: list[tuple[int, onnx.ValueInfoProto]] = field(default_factory=list)
     released: list[Key] = field(default_factory=list)
+    domains: set[str] = field(default_factory=set)
 
     def byte_size(self) -> int:
         """Return the bytes that the new nodes and tensors take in the file."""
@@ -48,6 +51,7 @@ class Splice:
         self.initializers.extend(other.initializers)
         self.value_infos.extend(other.value_infos)
         self.released.extend(other.released)
+        self.domains |= other.domains
 
 
 def splice(model: Model, change: Splice) -> None:
@@ -64,6 +68,7 @@ def splice(model: Model, change: Splice) -> None:
     for position in sorted(by_graph, reverse=True):
         _replace_nodes(graphs[position], by_graph[position])
     graphs = [scope.graph for scope in scopes(model.proto)]
+    _import_domains(model.proto, change.domains)
     for position, value in change.value_infos:
         graphs[position].value_info.append(value)
     graph = model.proto.graph
@@ -72,8 +77,17 @@ def splice(model: Model, change: Splice) -> None:
         graph.input.extend(_as_input(tensor) for tensor in change.initializers)
     _remove_unused(model.proto, change.released)
     model.added.update(tensor.name for tensor in change.initializers)
-    for cached in ("names", "types", "initializers"):
+    for cached in ("names", "types", "initializers", "uses"):
         model.__dict__.pop(cached, None)
+
+
+def _import_domains(model: onnx.ModelProto, domains: set[str]) -> None:
+    """Import operators of further domains, for the model and for functions that now use them."""
+    for domain in sorted(domains):
+        users = [f for f in model.functions if any(n.domain == domain for n in f.node)]
+        for owner in (model, *users):
+            if all(entry.domain != domain for entry in owner.opset_import):
+                owner.opset_import.add(domain=domain, version=1)
 
 
 def _replace_nodes(

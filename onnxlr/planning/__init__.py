@@ -1,6 +1,7 @@
 """Deciding what becomes of each layer."""
 
+from onnxlr.planning.making import Making, make_plan, take_plan
+from onnxlr.planning.request import ALLOCATIONS, Request
 from onnxlr.planning.selection import Selection
-from onnxlr.planning.uniform import Request, propose
 
-__all__ = ["Request", "Selection", "propose"]
+__all__ = ["ALLOCATIONS", "Making", "Request", "Selection", "make_plan", "take_plan"]

@@ -2,99 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 
 from onnxlr.errors import UsageError
+from onnxlr.evidence import Evidence, Knowledge
 from onnxlr.layers import Layer, read_weight
-from onnxlr.lowering import ACTIVATIONS, find_target
-from onnxlr.methods import Options, Setting, SvdOptions, find_method
+from onnxlr.methods import Fit, Options, Setting, find_method, fit_best
+from onnxlr.methods.adjusting import adjustments
 from onnxlr.model import Model
-from onnxlr.numbers import Format
 from onnxlr.plan import Choice, Proposal
-from onnxlr.planning.selection import Selection
+from onnxlr.planning.request import Request
 from onnxlr.progress import Progress, silent
 from onnxlr.rewriting import emitted_bytes, released_bytes
+from onnxlr.statistics import Moments
 
-__all__ = ["Request", "propose"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked of every layer.
-
-    Attributes
-    ----------
-    method, options, format, activations
-        As in `Choice`.
-    target, seed
-        As in `Plan`.
-    selection
-        The layers meant.
-    """
-
-    method: str = "svd"
-    options: Options = field(default_factory=SvdOptions)
-    format: str | None = None
-    activations: str = "float"
-    target: str = "onnx"
-    seed: int = 0
-    selection: Selection = field(default_factory=Selection)
+__all__ = ["kept", "propose", "propose_one"]
 
 
 def propose(
-    model: Model, layers: Sequence[Layer], request: Request, progress: Progress = silent
+    model: Model,
+    layers: Sequence[Layer],
+    request: Request,
+    knowledge: Knowledge,
+    progress: Progress = silent,
+    options: Mapping[str, Options] | None = None,
 ) -> Iterator[Proposal]:
     """Choose for each layer in turn; its weight is in memory only meanwhile.
 
+    Parameters
+    ----------
+    options
+        Options of single layers, by name, instead of the request's.
+
     Raises
     ------
-    UsageError
-        If a pattern matches no layer, or method, format or target are unknown.
     ModelError
         If a weight that is asked for cannot be read or is not finite.
     """
-    find_method(request.method)
-    find_target(request.target)
-    if request.activations not in ACTIVATIONS:
-        raise UsageError(
-            f"activations '{request.activations}' are unknown, expected one of "
-            f"{', '.join(ACTIVATIONS)}"
-        )
-    if request.format is not None:
-        Format.parse(request.format)
-    request.selection.check(layers)
     for position, layer in enumerate(layers):
         progress("factorizing", position, len(layers))
-        reason = request.selection.leaves(layer) or layer.skip
-        if reason is None and request.method == "keep":
-            reason = "asked for"
-        if reason is not None:
-            yield Proposal(layer, Choice("keep", reason=reason))
-        else:
-            yield _propose(model, layer, request)
+        own = request.with_options(layer, options)
+        yield kept(layer, own) or propose_one(model, layer, own, knowledge)
     progress("factorizing", len(layers), len(layers))
 
 
-def _propose(model: Model, layer: Layer, request: Request) -> Proposal:
+def kept(layer: Layer, request: Request) -> Proposal | None:
+    """Return the proposal to keep a layer that is not meant or cannot be rewritten."""
+    reason = request.selection.leaves(layer) or layer.skip
+    if reason is None and request.method == "keep":
+        reason = "best kept" if request.allocate == "global" else "asked for"
+    return None if reason is None else Proposal(layer, Choice("keep", reason=reason))
+
+
+def propose_one(
+    model: Model,
+    layer: Layer,
+    request: Request,
+    knowledge: Knowledge,
+    evidence: Evidence | None = None,
+) -> Proposal:
+    """Fit one layer, and keep it where that does not pay.
+
+    Parameters
+    ----------
+    evidence
+        What is known of it, instead of what `knowledge` has.
+    """
     weight = read_weight(model, layer)
-    method = find_method(request.method)
-    setting = Setting.for_layer(layer, request.format, request.seed)
+    known = knowledge.of(layer) if evidence is None else evidence
+    setting = Setting.for_layer(layer, request.encoding, request.seed)
+    recipe = request.recipe(known.default_metric)
     try:
-        chain = method.factorize(weight, request.options, setting)
-        options = method.settle(request.options, chain)
-        size = emitted_bytes(layer, chain, model, request.target, request.activations)
+        method = find_method(request.method)
+        fit = fit_best(method, weight, request.options, setting, known, recipe)
+        proposal = _proposal(layer, request, fit, known)
+        size = emitted_bytes(proposal, model, request.target)
     except UsageError as error:
-        return Proposal(layer, Choice("keep", reason=str(error)))
+        why = str(error)
+        if known.fit is None and "needs statistics" in why:
+            why = f"{why}: {knowledge.why_unobserved(layer)}"
+        return Proposal(layer, Choice("keep", reason=why))
+    if reason := _does_not_pay(layer, proposal.choice, size):
+        return Proposal(layer, Choice("keep", reason=reason))
+    return proposal
+
+
+def _proposal(layer: Layer, request: Request, fit: Fit, evidence: Evidence) -> Proposal:
+    few_bits = request.encoding is not None and not request.encoding.is_float
     choice = Choice(
         request.method,
-        options,
-        format=request.format,
-        activations=request.activations,
+        fit.options,
+        fit.recipe.metric,
+        request.format,
+        request.activations,
+        group_size=(request.encoding.group or 0) if few_bits and request.encoding else None,
+        rounding=fit.recipe.rounding if few_bits else None,
+        bias_correction=fit.recipe.bias_correction,
+        solver=fit.recipe.solver,
     )
-    if reason := _does_not_pay(layer, choice, size):
-        return Proposal(layer, Choice("keep", reason=reason))
-    return Proposal(layer, choice, chain)
+    static = request.activations == "static_int8" and isinstance(evidence.fit, Moments)
+    moments = evidence.fit if static and isinstance(evidence.fit, Moments) else None
+    extra = adjustments(fit.chain, len(layer.sites), fit.corrections, moments)
+    return Proposal(
+        layer,
+        choice,
+        fit.chain,
+        extra,
+        fit.error,
+        fit.plain_error,
+        fit.importance_variance,
+        fit.importance_gain,
+    )
 
 
 def _does_not_pay(layer: Layer, choice: Choice, size: int) -> str | None:

@@ -1,12 +1,13 @@
 """Results for people (tables) and for machines (JSON)."""
 
-from onnxlr.reporting.documents import error_document, to_document
+from onnxlr.reporting.documents import error_document, summarise_statistics, to_document
 from onnxlr.reporting.streams import Stream, tolerate_encodings
 from onnxlr.reporting.tables import (
     print_inspection,
     print_plan,
     print_report,
     print_rewrite,
+    print_statistics,
     shown,
 )
 
@@ -17,7 +18,9 @@ __all__ = [
     "print_plan",
     "print_report",
     "print_rewrite",
+    "print_statistics",
     "shown",
+    "summarise_statistics",
     "to_document",
     "tolerate_encodings",
 ]

@@ -9,8 +9,9 @@ from typing import Any
 
 from onnxlr.errors import ExitCode
 from onnxlr.plan import Choice, Plan
+from onnxlr.statistics import Statistics
 
-__all__ = ["error_document", "to_document"]
+__all__ = ["error_document", "summarise_statistics", "to_document"]
 
 
 def to_document(kind: str, result: object) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def to_document(kind: str, result: object) -> dict[str, Any]:
     Fields of results become keys of the same name. Numbers that JSON has not (infinity) become
     null.
     """
-    values = _plain(result)
+    values = result if isinstance(result, dict) else _plain(result)
     return {"schema": f"onnxlr.{kind}/1", **values}
 
 
@@ -52,3 +53,23 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return value
+
+
+def summarise_statistics(statistics: Statistics) -> dict[str, Any]:
+    """Return what was observed, without the moments themselves."""
+    return {
+        "sha256": statistics.sha256,
+        "model_sha256": statistics.model_sha256,
+        "data": statistics.data,
+        "layers": {
+            key: {
+                "rows": layer.fit.count,
+                "held_out": layer.holdout.count if layer.holdout else 0,
+                "groups": layer.fit.covariance.shape[0],
+                "inputs": layer.fit.covariance.shape[1],
+            }
+            for key, layer in statistics.layers.items()
+        },
+        "unobserved": dict(statistics.unobserved),
+        "notes": list(statistics.notes),
+    }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from math import isfinite, isnan
 
 from rich.console import Console
@@ -14,9 +15,17 @@ from onnxlr.delivery import RewriteResult
 from onnxlr.inspection import Inspection, LayerSummary
 from onnxlr.plan import Plan
 from onnxlr.rewriting import LayerRecord
+from onnxlr.statistics import Statistics
 from onnxlr.verification import Check, Comparison, Report
 
-__all__ = ["print_inspection", "print_plan", "print_report", "print_rewrite", "shown"]
+__all__ = [
+    "print_inspection",
+    "print_plan",
+    "print_report",
+    "print_rewrite",
+    "print_statistics",
+    "shown",
+]
 
 _PROOFS = {"approximation": "approx."}
 """Shorter names, which leave room for the outputs' own."""
@@ -76,10 +85,26 @@ def print_plan(console: Console, plan: Plan) -> None:
     if chosen:
         table = _table("layer", "method", "format", right=())
         for name, choice in chosen.items():
-            table.add_row(shown(name), str(choice), choice.format or "own")
+            table.add_row(shown(name), str(choice), choice.kept_as)
         console.print(table)
     kept = {name: choice for name, choice in plan.layers.items() if choice.keeps}
     _print_reasons(console, [choice.reason or "kept" for choice in kept.values()])
+
+
+def print_statistics(console: Console, statistics: Statistics) -> None:
+    """Print what was observed, what was not and why, and what to beware of."""
+    layers = statistics.layers.values()
+    rows = sorted({layer.fit.count for layer in layers})
+    seen = f", {rows[0]:,} to {rows[-1]:,} rows each" if rows else ""
+    console.print(
+        f"Observed {len(layers)} layer{'s' if len(layers) != 1 else ''} on "
+        f"{shown(statistics.data)}{seen}"
+    )
+    _print_reasons(console, list(statistics.unobserved.values()), "not observed")
+    for note in statistics.notes[:_WORST]:
+        console.print(f"[yellow]note:[/] {shown(note)}")
+    if len(statistics.notes) > _WORST:
+        console.print(f"and {len(statistics.notes) - _WORST} more notes (--json lists all)")
 
 
 def print_rewrite(console: Console, result: RewriteResult) -> None:
@@ -102,30 +127,67 @@ def print_rewrite(console: Console, result: RewriteResult) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Column:
+    """A column that is shown if it has something in it."""
+
+    name: str
+    meaning: str
+    of: Callable[[LayerRecord], str]
+
+
+_MEASURED = (
+    _Column(
+        "output",
+        "relative error of its outputs on held-out inputs",
+        lambda record: _number(record.output_error),
+    ),
+    _Column(
+        "plain",
+        "the same of a plain fit of the same size",
+        lambda record: _number(record.plain_error),
+    ),
+    _Column(
+        "variance",
+        "variance of the importance over its squared mean, which predicts the gain",
+        lambda record: _number(record.importance_variance),
+    ),
+    _Column(
+        "gain",
+        "how much less the error weighted by importance is than that of the plain fit",
+        lambda record: "" if record.importance_gain is None else f"{record.importance_gain:.1%}",
+    ),
+)
+
+
 def _print_records(console: Console, records: tuple[LayerRecord, ...]) -> None:
     rewritten = [record for record in records if not record.choice.keeps]
     if rewritten:
-        table = _table("layer", "shape", "method", "error", "bytes", "of before")
+        measured = [column for column in _MEASURED if any(column.of(r) for r in rewritten)]
+        names = [column.name for column in measured]
+        table = _table("layer", "shape", "method", "error", *names, "bytes", "of before")
         for record in rewritten:
-            kind = f", {record.choice.format}" if record.choice.format else ""
             table.add_row(
                 shown(record.name),
                 _shape(record.shape),
-                f"{record.choice}{kind}",
+                record.choice.summary,
                 _number(record.error),
+                *(column.of(record) for column in measured),
                 _size(record.bytes_after),
                 f"{record.bytes_after / max(record.bytes_before, 1):.0%}",
             )
         console.print(table)
-        console.print("[dim]error: relative Frobenius error of the weight[/]")
+        words = ["error: relative Frobenius error of the weight"]
+        words += [f"{column.name}: {column.meaning}" for column in measured]
+        console.print(f"[dim]{'; '.join(words)}[/]")
     _print_reasons(console, [r.choice.reason or "kept" for r in records if r.choice.keeps])
 
 
-def _print_reasons(console: Console, reasons: list[str]) -> None:
+def _print_reasons(console: Console, reasons: list[str], what: str = "left alone") -> None:
     if not reasons:
         return
     general = Counter(_general(reason) for reason in reasons)
-    console.print(f"{len(reasons)} layer{'s' if len(reasons) != 1 else ''} left alone:")
+    console.print(f"{len(reasons)} layer{'s' if len(reasons) != 1 else ''} {what}:")
     for reason, number in general.most_common(_WORST):
         console.print(f"  {number} × {shown(reason)}")
     if len(general) > _WORST:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,9 +16,9 @@ import onnxruntime as ort
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxlr.runtime.storage import store_arrays
+from onnxlr.runtime.storage import read_arrays, store_arrays
 
-__all__ = ["LEVELS", "ExecutionError", "execute"]
+__all__ = ["LEVELS", "Edit", "ExecutionError", "Runner", "execute", "open_runner", "run_model"]
 
 LEVELS = ("all", "none")
 """Graph optimisation as ONNX Runtime does it by default, and none."""
@@ -32,16 +33,23 @@ class ExecutionError(Exception):
     """The model cannot be loaded or run; the message is one sentence."""
 
 
-class _Runner(Protocol):
+Edit = Callable[[onnx.ModelProto], None]
+"""Changes a model, in memory, before it is loaded; external data keeps its place."""
+
+
+class Runner(Protocol):
+    """A loaded model: the runtime's name, the outputs' names, and `run`."""
+
     name: str
     outputs: list[str]
 
-    def run(self, feeds: dict[str, npt.NDArray[Any]]) -> list[Any]: ...
+    def run(self, feeds: dict[str, npt.NDArray[Any]], names: Sequence[str] | None) -> list[Any]:
+        """Return the outputs of those names, all of them for None."""
 
 
 def execute(
     model: str, feeds: Sequence[str], results: str, levels: Sequence[str], taps: Sequence[str]
-) -> tuple[str, list[str]]:
+) -> dict[str, Any]:
     """Run a model as `Job` says; return the runtime's name and the names of what is stored.
 
     Raises
@@ -49,31 +57,36 @@ def execute(
     ExecutionError
         If it cannot be loaded or run.
     """
-    runner: _Runner | None = None
+    runner: Runner | None = None
     for level in levels:
-        runner = _load(model, level, taps)
+        runner = open_runner(model, level, partial(_add_outputs, taps=taps) if taps else None)
         folder = Path(results, level)
         folder.mkdir(parents=True, exist_ok=True)
         for position, file in enumerate(feeds):
-            with np.load(file) as arrays:
-                inputs = {name: arrays[name] for name in arrays.files}
-            outputs = _run(runner, inputs)
+            outputs = run_model(runner, read_arrays(Path(file)))
             store_arrays(folder / f"{position:06}.npz", _as_arrays(outputs))
     if runner is None:
         raise ExecutionError("no level of optimisation was asked for")
-    return runner.name, runner.outputs
+    return {"runtime": runner.name, "outputs": runner.outputs}
 
 
-def _load(model: str, level: str, taps: Sequence[str]) -> _Runner:
+def open_runner(model: str, level: str, edit: Edit | None = None) -> Runner:
+    """Load a model file in ONNX Runtime, or the reference evaluator where kernels are missing.
+
+    Raises
+    ------
+    ExecutionError
+        If it cannot be loaded.
+    """
     try:
-        return _OrtRunner(model, level, taps)
+        return _OrtRunner(model, level, edit)
     except Exception as error:  # noqa: BLE001  (its exceptions share no base class)
         if not _lacks_kernel(error):
             raise ExecutionError(
                 f"ONNX Runtime {ort.__version__} cannot load it: {_line(error)}"
             ) from None
         try:
-            return _ReferenceRunner(model, taps)
+            return _ReferenceRunner(model, edit)
         except Exception as other:  # noqa: BLE001
             raise ExecutionError(
                 f"neither ONNX Runtime ({_line(error)}) nor ONNX's reference evaluator "
@@ -81,9 +94,18 @@ def _load(model: str, level: str, taps: Sequence[str]) -> _Runner:
             ) from None
 
 
-def _run(runner: _Runner, inputs: dict[str, npt.NDArray[Any]]) -> list[Any]:
+def run_model(
+    runner: Runner, inputs: dict[str, npt.NDArray[Any]], names: Sequence[str] | None = None
+) -> list[Any]:
+    """Return the outputs of those names, all of them for None.
+
+    Raises
+    ------
+    ExecutionError
+        If the model cannot be run on these inputs.
+    """
     try:
-        return runner.run(inputs)
+        return runner.run(inputs, names)
     except Exception as error:  # noqa: BLE001
         raise ExecutionError(
             f"{runner.name} cannot run it on these inputs: {_line(error)}"
@@ -100,18 +122,20 @@ def _line(error: Exception) -> str:
 
 
 class _OrtRunner:
-    def __init__(self, model: str, level: str, taps: Sequence[str]) -> None:
+    def __init__(self, model: str, level: str, edit: Edit | None) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = _ORT_LEVELS[level]
         options.log_severity_level = 4
         source: str | bytes = model
-        if taps:
+        if edit:
             folder = str(Path(model).absolute().parent)
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", folder
             )
-            source = _tapped(model, taps).SerializeToString()
-        with _inside(Path(model).absolute().parent if taps else Path()):
+            proto = onnx.load(model, load_external_data=False)
+            edit(proto)
+            source = proto.SerializeToString()
+        with _inside(Path(model).absolute().parent if edit else Path()):
             self._session = ort.InferenceSession(
                 source, options, providers=["CPUExecutionProvider"]
             )
@@ -121,15 +145,16 @@ class _OrtRunner:
         self.outputs = [value.name for value in self._session.get_outputs()]
         self.name = f"ONNX Runtime {ort.__version__}"
 
-    def run(self, feeds: dict[str, npt.NDArray[Any]]) -> list[Any]:
-        results: list[Any] = self._session.run(None, feeds)
+    def run(self, feeds: dict[str, npt.NDArray[Any]], names: Sequence[str] | None) -> list[Any]:
+        results: list[Any] = self._session.run(names, feeds)
         return results
 
 
 class _ReferenceRunner:
-    def __init__(self, model: str, taps: Sequence[str]) -> None:
+    def __init__(self, model: str, edit: Edit | None) -> None:
         proto = onnx.load(model)
-        _add_outputs(proto, taps)
+        if edit:
+            edit(proto)
         self._evaluator = ReferenceEvaluator(proto)
         self._types = {
             value.name: value.type.tensor_type.elem_type
@@ -139,8 +164,9 @@ class _ReferenceRunner:
         self.outputs = list(self._evaluator.output_names)
         self.name = f"ONNX's reference evaluator {onnx.__version__}"
 
-    def run(self, feeds: dict[str, npt.NDArray[Any]]) -> list[Any]:
-        return list(self._evaluator.run(None, {n: self._typed(n, a) for n, a in feeds.items()}))
+    def run(self, feeds: dict[str, npt.NDArray[Any]], names: Sequence[str] | None) -> list[Any]:
+        typed = {name: self._typed(name, array) for name, array in feeds.items()}
+        return list(self._evaluator.run(None if names is None else list(names), typed))
 
     def _typed(self, name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return an input in its type: bfloat16 and the like come out of a file as bare bytes."""
@@ -158,12 +184,6 @@ def _inside(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
-
-
-def _tapped(model: str, taps: Sequence[str]) -> onnx.ModelProto:
-    proto = onnx.load(model, load_external_data=False)
-    _add_outputs(proto, taps)
-    return proto
 
 
 def _add_outputs(proto: onnx.ModelProto, taps: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
-"""A job: run one model file on stored inputs and store its outputs.
+"""Tasks in child processes, and the usual one: run a model on stored inputs, store its outputs.
 
-Jobs run in child processes, one after the other: a model's memory is given back before the next
+Tasks run in child processes, one after the other: a model's memory is given back before the next
 one loads, and a crash of the runtime is an error message instead of the end of onnxlr.
 """
 
@@ -15,11 +15,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 from onnxlr.errors import RuntimeFailureError
-from onnxlr.runtime.execution import LEVELS, ExecutionError, execute
+from onnxlr.runtime.child import perform
+from onnxlr.runtime.execution import LEVELS, ExecutionError
 
-__all__ = ["LEVELS", "Job", "Outcome", "run_job"]
+__all__ = ["LEVELS", "Job", "Outcome", "Task", "run_job", "run_task"]
 
 
 _WATCH = """
@@ -38,9 +40,17 @@ main(*sys.argv[1:])
 """Not `-m`, which lets a file `onnx.py` in the current folder stand in for the library."""
 
 
+class Task(Protocol):
+    """A dataclass of JSON values, the arguments of the function that performs it."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    function: ClassVar[str]
+    """`module:function`; it returns JSON values, or raises ExecutionError."""
+
+
 @dataclass(frozen=True)
 class Job:
-    """What to run.
+    """A model to run.
 
     Attributes
     ----------
@@ -61,6 +71,7 @@ class Job:
     results: str
     levels: Sequence[str] = LEVELS
     taps: Sequence[str] = ()
+    function: ClassVar[str] = "onnxlr.runtime.execution:execute"
 
 
 @dataclass(frozen=True)
@@ -84,19 +95,36 @@ def run_job(job: Job, name: str, isolate: bool = True) -> Outcome:
     RuntimeFailureError
         If the runtime cannot load or run the model, or dies.
     """
+    values = run_task(job, name, isolate)
+    return Outcome(values["runtime"], tuple(values["outputs"]))
+
+
+def run_task(task: Task, name: str, isolate: bool = True) -> dict[str, Any]:
+    """Perform a task and return its answer; `name` is what messages call the model.
+
+    Parameters
+    ----------
+    isolate
+        Whether to use a child process.
+
+    Raises
+    ------
+    RuntimeFailureError
+        If the runtime cannot load or run the model, or dies.
+    """
     if isolate:
-        return _run_in_child(job, name)
+        return _run_in_child(task, name)
     try:
-        runtime, outputs = execute(**asdict(job))
+        return perform(task.function, asdict(task))
     except ExecutionError as error:
         raise RuntimeFailureError(f"{name}: {error}") from None
-    return Outcome(runtime, tuple(outputs))
 
 
-def _run_in_child(job: Job, name: str) -> Outcome:
+def _run_in_child(work: Task, name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="onnxlr-job-") as folder:
         task, answer = Path(folder, "task.json"), Path(folder, "answer.json")
-        task.write_text(json.dumps(asdict(job)), encoding="utf-8")
+        content = {"function": work.function, "arguments": asdict(work)}
+        task.write_text(json.dumps(content), encoding="utf-8")
         command = [sys.executable, "-c", _PROGRAM, str(task), str(answer)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         reading, writing = os.pipe()
@@ -115,10 +143,10 @@ def _run_in_child(job: Job, name: str) -> Outcome:
             os.close(writing)
         if not answer.exists():
             raise RuntimeFailureError(f"{name}: {_cause_of_death(done)}")
-        values = json.loads(answer.read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in values:
         raise RuntimeFailureError(f"{name}: {values['error']}")
-    return Outcome(values["runtime"], tuple(values["outputs"]))
+    return values
 
 
 def _cause_of_death(done: subprocess.CompletedProcess[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["store_arrays"]
+__all__ = ["read_arrays", "store_arrays"]
 
 
 def store_arrays(file: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -23,3 +23,9 @@ def store_arrays(file: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, array, allow_pickle=False)
+
+
+def read_arrays(file: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of a `.npz` file by name."""
+    with np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}

@@ -1,8 +1,22 @@
 """The steps a weight is replaced by: pure mathematics on numpy arrays."""
 
+from onnxlr.stages.adjustment import Adjustment, Range
 from onnxlr.stages.chain import Chain, Cost, Stage
 from onnxlr.stages.convolution import Convolution
 from onnxlr.stages.linear import Linear
 from onnxlr.stages.lookup import Lookup
+from onnxlr.stages.stored import Stored
+from onnxlr.stages.sum import Sum
 
-__all__ = ["Chain", "Convolution", "Cost", "Linear", "Lookup", "Stage"]
+__all__ = [
+    "Adjustment",
+    "Chain",
+    "Convolution",
+    "Cost",
+    "Linear",
+    "Lookup",
+    "Range",
+    "Stage",
+    "Stored",
+    "Sum",
+]

@@ -8,17 +8,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from onnxlr.numbers import Encoded, Format
+from onnxlr.numbers import Format
 
 __all__ = ["Chain", "Cost", "Stage"]
+
+Matrix = npt.NDArray[np.float64]
 
 
 class Stage(Protocol):
     """One step of a chain: a linear map, of the last axis or over a window of positions."""
-
-    @property
-    def weight(self) -> Encoded:
-        """The stored numbers."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,8 +42,13 @@ class Stage(Protocol):
     def operations(self, positions: int) -> int:
         """Return the multiply-adds for that many rows."""
 
-    def encoded(self, format: Format, compute: npt.DTypeLike) -> Stage:
-        """Return the step with its numbers kept in `format`."""
+    def encoded(
+        self, format: Format, compute: npt.DTypeLike, hessian: Matrix | None = None
+    ) -> Stage:
+        """Return the step with its numbers kept in `format`.
+
+        `hessian` is the covariance of what the step sees, as `numbers.encode` takes it.
+        """
 
 
 @dataclass(frozen=True)

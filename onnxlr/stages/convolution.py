@@ -79,7 +79,12 @@ class Convolution(Stored):
         """Return the multiply-adds for that many positions of the output."""
         return positions * self.parameters
 
-    def encoded(self, format: Format, compute: npt.DTypeLike) -> Convolution:
+    def encoded(
+        self,
+        format: Format,
+        compute: npt.DTypeLike,
+        hessian: npt.NDArray[np.float64] | None = None,
+    ) -> Convolution:
         """Return the same step with its kernel rounded to `format`."""
-        rounded = encode(self.weight.decode(), format, compute, kernel=True)
+        rounded = encode(self.weight.decode(), format, compute, kernel=True, hessian=hessian)
         return Convolution(rounded, self.groups, self.window)

@@ -36,6 +36,11 @@ class Linear(Stored):
         """Return the multiply-adds for `positions` rows (for each matrix of a batch)."""
         return positions * self.parameters
 
-    def encoded(self, format: Format, compute: npt.DTypeLike) -> Linear:
+    def encoded(
+        self,
+        format: Format,
+        compute: npt.DTypeLike,
+        hessian: npt.NDArray[np.float64] | None = None,
+    ) -> Linear:
         """Return the same step with its matrix rounded to `format`."""
-        return Linear(encode(self.weight.decode(), format, compute))
+        return Linear(encode(self.weight.decode(), format, compute, hessian=hessian))

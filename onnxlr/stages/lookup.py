@@ -36,6 +36,11 @@ class Lookup(Stored):
         """Return no multiply-adds."""
         return 0
 
-    def encoded(self, format: Format, compute: npt.DTypeLike) -> Lookup:
+    def encoded(
+        self,
+        format: Format,
+        compute: npt.DTypeLike,
+        hessian: npt.NDArray[np.float64] | None = None,  # noqa: ARG002
+    ) -> Lookup:
         """Return the same step with its table rounded to `format`."""
         return Lookup(encode(self.weight.decode(), format, compute, kernel=True))

@@ -58,6 +58,8 @@ class Subject:
         Names of the float types of the rewritten weights.
     int8_data
         Whether the plan lets the runtime round data to int8.
+    missing
+        Why there is no reference, where there is none.
     """
 
     original: Model
@@ -67,6 +69,7 @@ class Subject:
     sites: Sequence[Site] = ()
     dtypes: frozenset[str] = frozenset()
     int8_data: bool = False
+    missing: str = ""
 
 
 def prove(
@@ -136,7 +139,7 @@ def _notes(
             "its quality on real data (give --data)"
         )
     if subject.reference_file is None:
-        notes.append("the emission proof was not made: the rewritten model holds no plan for it")
+        notes.append(f"the emission proof was not made: {subject.missing}")
     return tuple(notes)
 
 

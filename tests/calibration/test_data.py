@@ -209,3 +209,11 @@ def test_data_that_does_not_fit(source: Any, message: str) -> None:
     name = "x" if isinstance(source, list) or len(source.get("x", X)) == 0 else "z"
     with pytest.raises(DataError, match=message):
         runs(source, spec(name, "N", 2))
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(1, [1] * 6), (4, [4, 2]), (6, [6]), (99, [6])])
+def test_the_most_samples_of_a_run_can_be_chosen(batch: int, sizes: list[int]) -> None:
+    found = list(load_feeds({"x": X}, [spec("x", "N", 2)], batch))
+    assert [len(feed["x"]) for feed in found] == sizes
+    fixed = load_feeds({"x": X}, [spec("x", 3, 2)], batch)
+    assert [len(feed["x"]) for feed in fixed] == [3, 3]  # the model has the last word

@@ -476,7 +476,9 @@ def test_one_kernel_at_two_sites_is_stored_once(operator, form, format):
     assert len(layer.sites) == 3
     changed, _ = rewritten(original, form_choice(2, form, format))
     first, second, _ = factor_sizes(kernel, 2, transposed, form, 2)
-    stored = list(changed.graph.initializer)
+    # ConvTranspose in groups has shapes for its scales beside codes and scales
+    shapes = onnx.TensorProto.INT64
+    stored = [t for t in changed.graph.initializer if t.data_type != shapes]
     assert len(stored) == (2 if format is None else 4)
     kind = onnx.TensorProto.FLOAT if format is None else onnx.TensorProto.INT8
     assert sum(np.prod(t.dims) for t in stored if t.data_type == kind) == first + second

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ import pytest
 from onnx import helper
 
 from onnxlr.errors import ExitCode, ModelError, RuntimeFailureError
-from onnxlr.runtime import LEVELS, Job, Outcome, jobs, run_job, store_arrays
+from onnxlr.runtime import LEVELS, Job, Outcome, jobs, run_job, run_task, store_arrays
 from tests.classifier import FLOAT, INT64, STRING, classifier, one_node, reference, samples
 
 Arrays = dict[str, np.ndarray]
@@ -294,3 +295,34 @@ def test_the_child_finds_what_this_process_finds(
     )
     monkeypatch.setattr(jobs, "_PROGRAM", program)
     assert run_job(job(classifier(), []), "m") == Outcome("42", ())
+
+
+# --- tasks of any kind ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A task whose function is in a module of the test's own."""
+
+    numbers: list[int]
+    function: ClassVar[str] = "adding_numbers:add"
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_a_task_calls_its_function(
+    isolate: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "adding_numbers.py").write_text(
+        "import os\n"
+        "from onnxlr.runtime import ExecutionError\n"
+        "def add(numbers):\n"
+        "    if not numbers:\n"
+        "        raise ExecutionError('there is nothing to add')\n"
+        "    return {'sum': sum(numbers), 'process': os.getpid()}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    answer = run_task(Sum([1, 2, 3]), "m", isolate)
+    assert answer["sum"] == 6
+    assert (answer["process"] != os.getpid()) == isolate
+    with pytest.raises(RuntimeFailureError, match=r"^m: there is nothing to add$"):
+        run_task(Sum([]), "m", isolate)

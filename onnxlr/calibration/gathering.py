@@ -1,0 +1,94 @@
+"""Gathers what is known of a model's layers, from wherever it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxlr.calibration.data import DataSource
+from onnxlr.calibration.importance import Importance, ImportanceSource, load_importance
+from onnxlr.calibration.observation import observe
+from onnxlr.errors import UsageError
+from onnxlr.evidence import Knowledge
+from onnxlr.layers import Layer, layer_keys
+from onnxlr.model import Model
+from onnxlr.progress import Progress, silent
+from onnxlr.statistics import Statistics
+
+__all__ = ["HOLDOUT", "Sources", "gather"]
+
+HOLDOUT = 0.2
+"""Part of the calibration data that is kept apart to judge by."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where knowledge comes from.
+
+    Attributes
+    ----------
+    calibration, holdout, mask
+        As in `observe`; None for no calibration data.
+    statistics
+        Statistics made before, or their file, instead of calibration data.
+    importance
+        As in `load_importance`.
+    """
+
+    calibration: DataSource | None = None
+    holdout: float | DataSource = HOLDOUT
+    mask: str | None = None
+    statistics: Statistics | str | Path | None = None
+    importance: ImportanceSource | None = None
+
+    @property
+    def knows_inputs(self) -> bool:
+        """Whether there is something to know the layers' inputs by."""
+        return self.calibration is not None or self.statistics is not None
+
+    def check(self) -> None:
+        """Refuse sources that contradict each other; raises UsageError."""
+        if self.calibration is not None and self.statistics is not None:
+            raise UsageError("give either calibration data or statistics made from it, not both")
+        if self.calibration is None and self.mask is not None:
+            raise UsageError(f"mask '{self.mask}' is for calibration data, and there is none")
+
+
+def gather(
+    model: Model,
+    layers: Sequence[Layer],
+    sources: Sources,
+    isolate: bool = True,
+    progress: Progress = silent,
+) -> Knowledge:
+    """Return what is known of the layers.
+
+    Raises
+    ------
+    UsageError, DataError
+        If sources contradict each other, cannot be read, or are of another model.
+    ModelError
+        If the model cannot be run, or a weight not be read.
+    """
+    sources.check()
+    statistics = None
+    if sources.statistics is not None:
+        given = sources.statistics
+        statistics = given if isinstance(given, Statistics) else Statistics.load(given)
+        statistics.check(model, layers)
+    elif sources.calibration is not None:
+        statistics = observe(
+            model,
+            layers,
+            sources.calibration,
+            holdout=sources.holdout,
+            mask=sources.mask,
+            isolate=isolate,
+            progress=progress,
+        )
+    importance = Importance()
+    if sources.importance is not None:
+        importance = load_importance(sources.importance, layers)
+    keys = layer_keys(model, layers) if statistics is not None else {}
+    return Knowledge(statistics, keys, importance.entries, importance.gradients)

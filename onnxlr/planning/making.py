@@ -1,0 +1,160 @@
+"""From what is asked and what is known to proposals, one for each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from onnxlr.calibration import Sources, gather
+from onnxlr.errors import UsageError
+from onnxlr.evidence import Evidence, Knowledge
+from onnxlr.layers import Layer, find_layers
+from onnxlr.model import Model
+from onnxlr.plan import Choice, Plan, Proposal
+from onnxlr.planning.allocation import allocate
+from onnxlr.planning.request import Request
+from onnxlr.planning.sequential import Sequence as Fitted
+from onnxlr.planning.sequential import fit_in_sequence
+from onnxlr.planning.uniform import kept, propose, propose_one
+from onnxlr.progress import Progress, silent
+from onnxlr.rewriting import check_plan, follow_choice, follow_plan
+from onnxlr.version import VERSION
+
+__all__ = ["Making", "make_plan", "take_plan"]
+
+
+@dataclass(frozen=True)
+class Making:
+    """A plan in the making.
+
+    Attributes
+    ----------
+    proposals
+        One for each layer in graph order, made as they are asked for.
+    target, seed, sequential
+        As in the plan.
+    knowledge
+        What the layers are fitted by.
+    """
+
+    proposals: Iterable[Proposal]
+    target: str
+    seed: int
+    sequential: bool
+    knowledge: Knowledge
+
+    def plan(self, choices: Mapping[str, Choice], source_sha256: str) -> Plan:
+        """Return the plan of all choices."""
+        known = self.knowledge.statistics
+        sha256 = known.sha256 if known is not None else None
+        return Plan(
+            choices, source_sha256, self.target, self.seed, VERSION, sha256, self.sequential
+        )
+
+
+def make_plan(
+    model: Model,
+    request: Request,
+    sources: Sources,
+    reopen: Callable[[], Model],
+    isolate: bool = True,
+    progress: Progress = silent,
+) -> Making:
+    """Return the making of a plan that does what is asked.
+
+    Raises
+    ------
+    UsageError, DataError
+        If the request contradicts itself, a pattern matches no layer, or a source cannot be used.
+    ModelError
+        If the model cannot be run on the calibration data.
+    """
+    request.check()
+    layers = find_layers(model)
+    request.selection.check(layers)
+    knowledge = gather(model, _meant(layers, request), sources, isolate, progress)
+    _check_known(request, knowledge)
+    options = None
+    if request.allocate == "global":
+        options = allocate(model, layers, request, knowledge, sources, reopen, isolate, progress)
+    if request.sequential:
+        work = Fitted(model, layers, sources, reopen, isolate, progress)
+        proposals = fit_in_sequence(
+            work,
+            lambda layer, evidence: _one(
+                model, layer, request.with_options(layer, options), knowledge, evidence
+            ),
+        )
+    else:
+        proposals = propose(model, layers, request, knowledge, progress, options)
+    return Making(proposals, request.target, request.seed, request.sequential, knowledge)
+
+
+def take_plan(
+    model: Model,
+    plan: Plan,
+    sources: Sources,
+    reopen: Callable[[], Model],
+    isolate: bool = True,
+    progress: Progress = silent,
+) -> Making:
+    """Return the making of a plan that there is already.
+
+    Raises
+    ------
+    PlanError
+        If the plan is for another model or other statistics.
+    UsageError, DataError, ModelError
+        As `make_plan` does.
+    """
+    layers = find_layers(model)
+    knowledge = gather(model, layers, sources, isolate, progress)
+    if plan.sequential:
+        check_plan(model, layers, plan, knowledge)
+        work = Fitted(model, layers, sources, reopen, isolate, progress)
+        proposals: Iterable[Proposal] = fit_in_sequence(
+            work,
+            lambda layer, evidence: follow_choice(
+                model, layer, plan, evidence or knowledge.of(layer)
+            ),
+        )
+    else:
+        proposals = follow_plan(model, layers, plan, progress, knowledge)
+    return Making(proposals, plan.target, plan.seed, plan.sequential, knowledge)
+
+
+def _one(
+    model: Model,
+    layer: Layer,
+    request: Request,
+    knowledge: Knowledge,
+    evidence: Evidence | None,
+) -> Proposal:
+    return kept(layer, request) or propose_one(model, layer, request, knowledge, evidence)
+
+
+def _meant(layers: Sequence[Layer], request: Request) -> list[Layer]:
+    """Return the layers that the request is about."""
+    return [layer for layer in layers if kept(layer, request) is None]
+
+
+def _check_known(request: Request, knowledge: Knowledge) -> None:
+    """Refuse what needs knowledge that no source gives for any layer; raises UsageError."""
+    has_statistics = knowledge.statistics is not None
+    wanted = {
+        f"metric {request.metric}": request.metric in ("activation", "kfac"),
+        f"rounding {request.rounding}": request.rounding == "gptq",
+        f"activations {request.activations}": request.activations == "static_int8",
+    }
+    for what, is_wanted in wanted.items():
+        if is_wanted and not has_statistics:
+            raise UsageError(
+                f"{what} needs statistics of the layers' inputs: give --calibration or --statistics"
+            )
+    if request.metric in ("fisher", "fisher-rows") and not knowledge.importance:
+        raise UsageError(f"metric {request.metric} needs importance: give --importance")
+    if request.metric == "kfac" and not knowledge.output_covariance:
+        raise UsageError(
+            "metric kfac needs covariances of output gradients: give --importance with arrays "
+            "named '<weight>/output_covariance'"
+        )
