@@ -123,7 +123,8 @@ class Known:
     mask
         Input that is 0 where positions do not count, such as attention_mask.
     statistics
-        What `onnxlr observe` made, instead of --calibration.
+        What `onnxlr observe` made; --calibration is then needed for --allocate global and
+        --sequential only.
     importance
         .npz file with the importance of each entry under a weight's name.
     """
@@ -205,7 +206,7 @@ def observe(
     as_json
         Print JSON (schema onnxlr.observation/1) instead of tables.
     """
-    check_output(output, model, Path(calibration) if _exists(calibration) else None)
+    check_output(output, model, *_files(calibration, holdout))
     with progress_bars() as progress:
         found = pipeline.observe(
             model, calibration, output, holdout=holdout, mask=mask, progress=progress
@@ -252,7 +253,7 @@ def plan(
         Print the plan itself instead of a table.
     """
     if output is not None:
-        check_output(output, model)
+        check_output(output, model, *_known_files(known))
     with progress_bars() as progress:
         made = pipeline.plan(
             model,
@@ -371,8 +372,7 @@ def _check_outputs(
     known: Known,
 ) -> None:
     """Refuse to write over anything that is read, or to write two things to one place."""
-    sources = (data, known.calibration, known.statistics, known.importance, known.holdout)
-    read = [Path(s) for s in sources if isinstance(s, str | Path) and _exists(str(s))]
+    read = (*_files(data), *_known_files(known))
     for path in (output, report):
         if path is not None:
             check_output(path, model, plan, *read)
@@ -380,6 +380,15 @@ def _check_outputs(
         written = output if output is not None else model.with_suffix(".onnxlr.onnx")
         if report.resolve() == written.resolve():
             raise OutputError(f"{report}: is both the report and the model to write")
+
+
+def _known_files(known: Known) -> list[Path]:
+    return _files(known.calibration, known.statistics, known.importance, known.holdout)
+
+
+def _files(*sources: object) -> list[Path]:
+    """Return those sources that are files or folders."""
+    return [Path(s) for s in sources if isinstance(s, str | Path) and _exists(str(s))]
 
 
 def _exists(path: str) -> bool:

@@ -147,7 +147,7 @@ def _prove(
                 original_file=original.path or _stored(original, folder),
                 rewritten_file=rewritten,
                 reference_file=folder / "reference.onnx",
-                sites=rewriting.sites,
+                pieces=rewriting.pieces,
                 dtypes=rewriting.dtypes,
                 int8_data=rewriting.int8_data,
             )

@@ -337,7 +337,8 @@ def rewrite(
     mask
         Input that is 0 where positions do not count, such as `attention_mask`.
     statistics
-        What `observe` made, or its file, instead of `calibration`.
+        What `observe` made, or its file; `calibration` is then only run for global allocation and
+        sequential fitting.
     importance
         A `.npz` file, or arrays: the importance of each entry under a weight's name, and the
         covariance of output gradients under `<name>/output_covariance`.

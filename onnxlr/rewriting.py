@@ -13,18 +13,21 @@ from onnxlr.errors import OnnxlrWarning, PlanError, UsageError
 from onnxlr.evidence import UNKNOWN, Evidence, Knowledge
 from onnxlr.layers import Layer, Layout, Site, read_weight
 from onnxlr.lowering import as_constants, find_target, lower_layer, released_by
-from onnxlr.methods import Setting, find_method, fit_as_told
+from onnxlr.methods import Fit, Setting, find_method, fit_as_told
 from onnxlr.methods.adjusting import adjustments
 from onnxlr.model import Model, Splice, splice
 from onnxlr.model.tensors import make_tensor
 from onnxlr.plan import Choice, Plan, Proposal
 from onnxlr.progress import Progress, silent
-from onnxlr.statistics import Moments
+from onnxlr.stages import Adjustment
+from onnxlr.statistics import Moments, PairMoments
 
 __all__ = [
     "METADATA_KEY",
     "LayerRecord",
+    "Piece",
     "Rewriting",
+    "adjusted",
     "check_plan",
     "emitted_bytes",
     "follow_choice",
@@ -69,6 +72,23 @@ class LayerRecord:
     importance_gain: float | None = None
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A rewritten site, and where its result is to be looked at.
+
+    Attributes
+    ----------
+    site
+        The site.
+    output
+        The tensor behind which a rewritten and a reference model agree: the site's output, or that
+        of the next node where this took up the bias correction.
+    """
+
+    site: Site
+    output: str
+
+
 class Rewriting:
     """Collects the replacement of each layer, then changes the model once.
 
@@ -81,7 +101,7 @@ class Rewriting:
         self._target = find_target(target)
         self._change, self._dense = Splice(), Splice()
         self.records: list[LayerRecord] = []
-        self.sites: list[Site] = []
+        self.pieces: list[Piece] = []
         self.dtypes: frozenset[str] = frozenset()
         self.int8_data = False
 
@@ -108,9 +128,17 @@ class Rewriting:
         self._record(proposal, error, before, change.byte_size())
         self._change.merge(change)
         self._dense.merge(with_dense_weight(proposal, approximation, self.reference))
-        self.sites.extend(layer.sites)
+        self.pieces.extend(self._piece(site, layer, change) for site in layer.sites)
         self.dtypes |= {layer.dtype.name}
         self.int8_data |= proposal.choice.activations != "float"
+
+    def _piece(self, site: Site, layer: Layer, change: Splice) -> Piece:
+        """Return where a site's result is to be looked at: behind its bias correction."""
+        user = self._model.uses.only_user((site.scope, site.output))
+        own = {(other.scope, other.index) for other in layer.sites}
+        if user is None or user in own or user not in change.nodes:
+            return Piece(site, site.output)
+        return Piece(site, str(change.nodes[user][0].output[0]))
 
     def release(self) -> None:
         """Give back the memory of both changed models, once they are written."""
@@ -191,8 +219,23 @@ def follow_plan(
     progress("factorizing", len(layers), len(layers))
 
 
-def follow_choice(model: Model, layer: Layer, plan: Plan, evidence: Evidence) -> Proposal:
-    """Factorize one layer as a plan says.
+def adjusted(layer: Layer, fit: Fit, moments: Moments | None) -> tuple[Adjustment, ...]:
+    """Return the adjustment of each site; those that use the transpose were not observed."""
+    found = adjustments(fit.chain, len(layer.sites), fit.corrections, moments)
+    return tuple(
+        Adjustment() if site.transposed else adjustment
+        for site, adjustment in zip(layer.sites, found, strict=True)
+    )
+
+
+def follow_choice(
+    model: Model,
+    layer: Layer,
+    plan: Plan,
+    evidence: Evidence,
+    observed: Moments | PairMoments | None = None,
+) -> Proposal:
+    """Factorize one layer as a plan says, with ranges from what was observed of the original.
 
     Raises
     ------
@@ -212,9 +255,10 @@ def follow_choice(model: Model, layer: Layer, plan: Plan, evidence: Evidence) ->
             f"the plan's entry for layer '{layer.name}' cannot be followed: {error}"
         ) from error
     moments = None
-    if choice.activations == "static_int8" and isinstance(evidence.fit, Moments):
-        moments = evidence.fit
-    extra = adjustments(fit.chain, len(layer.sites), fit.corrections, moments)
+    if choice.activations == "static_int8":
+        seen = observed or evidence.fit
+        moments = seen if isinstance(seen, Moments) else None
+    extra = adjusted(layer, fit, moments)
     proposal = Proposal(layer, choice, fit.chain, extra, fit.error)
     before, after = released_bytes(layer), emitted_bytes(proposal, model, plan.target)
     if after >= before:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,8 @@ class Sources:
     calibration, holdout, mask
         As in `observe`; None for no calibration data.
     statistics
-        Statistics made before, or their file, instead of calibration data.
+        Statistics made before, or their file; calibration data beside them is only run for what
+        statistics cannot tell (global allocation, sequential fitting).
     importance
         As in `load_importance`.
     """
@@ -42,6 +43,12 @@ class Sources:
     statistics: Statistics | str | Path | None = None
     importance: ImportanceSource | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("calibration", "holdout"):  # they are read more than once
+            value = getattr(self, name)
+            if isinstance(value, Iterator):
+                object.__setattr__(self, name, list(value))
+
     @property
     def knows_inputs(self) -> bool:
         """Whether there is something to know the layers' inputs by."""
@@ -49,8 +56,6 @@ class Sources:
 
     def check(self) -> None:
         """Refuse sources that contradict each other; raises UsageError."""
-        if self.calibration is not None and self.statistics is not None:
-            raise UsageError("give either calibration data or statistics made from it, not both")
         if self.calibration is None and self.mask is not None:
             raise UsageError(f"mask '{self.mask}' is for calibration data, and there is none")
 

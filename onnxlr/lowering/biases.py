@@ -56,7 +56,8 @@ def find_bias(nodes: Nodes, site: Site, adjustment: Adjustment, model: Model) ->
     behind = along.astype(nodes.dtype)
     beta = float(attribute(site.node, "beta", 1.0)) if is_gemm else 1.0
     if beta == 0:  # the node keeps its beta, which would silence the correction
-        return Bias(None, nodes.new_constant(behind, "correction"))
+        own = nodes.existing(name) if name else None
+        return Bias(own, nodes.new_constant(behind, "correction"))
     correction = along.reshape(-1) if site.is_convolution else along
     if not _takes_bias(site):
         moved = _into_next(nodes, site, along, model)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 from onnx import helper
 
@@ -15,7 +16,7 @@ from onnxlr.lowering.context import Context
 from onnxlr.lowering.nodes import Exported, Nodes
 from onnxlr.lowering.place import Place
 from onnxlr.model import Splice
-from onnxlr.stages import Adjustment, Chain, Convolution, Stage, Stored, Sum
+from onnxlr.stages import Adjustment, Chain, Convolution, Range, Stage, Stored, Sum
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from onnxlr.model.names import Names
 
 __all__ = ["as_constants", "lower_layer", "released_by"]
+
+_OPTIONAL_BIAS = 11
+"""The opset from which on a Gemm may have no bias."""
 
 
 def lower_layer(
@@ -120,7 +124,8 @@ class _Way:
         inputs = stages[0].shape[-1 if self.site.transposed else -2]
         x = _data(self.nodes, self.site, inputs)
         output = self.site.output if self.bias.behind is None else None
-        result = self._follow(stages, x, output, self.bias.within)
+        ranges = self.adjustment.ranges
+        result = self._follow(stages, x, output, self.bias.within, ranges=ranges)
         if self.bias.behind is not None:
             dims = self.site.output_dims
             self.nodes.add(
@@ -137,36 +142,52 @@ class _Way:
         output: str | None,
         bias: gs.Tensor | None,
         ends: bool = True,
+        slid: frozenset[int] = frozenset(),
+        ranges: Sequence[Range] | None = None,
     ) -> gs.Tensor:
-        slid: frozenset[int] = frozenset()
         for position, stage in enumerate(stages):
             last = position == len(stages) - 1
             name, added = (output, bias) if last else (None, None)
             if isinstance(stage, Sum):
-                x = self._branch(stage, x, name, added, ends and last)
+                x = self._branch(stage, x, name, added, ends and last, slid)
+                slid |= _slid_by(stage)
                 continue
             if not isinstance(stage, Stored):
                 raise TypeError(f"{type(stage).__name__} is no stage that can be written")
             if isinstance(stage, Convolution):
                 slid |= frozenset(stage.window)
-            ranges = self.adjustment.ranges
             known = None if ranges is None else (ranges[position], ranges[position + 1])
             place = Place(self.site, stage, ends and last, added, name, slid, known)
             x = self.target.choose(self.context, place).emit(self.nodes, x, place)
         return x
 
     def _branch(
-        self, stage: Sum, x: gs.Tensor, output: str | None, bias: gs.Tensor | None, ends: bool
+        self,
+        stage: Sum,
+        x: gs.Tensor,
+        output: str | None,
+        bias: gs.Tensor | None,
+        ends: bool,
+        slid: frozenset[int],
     ) -> gs.Tensor:
         """Write the branches, the bias in the first of them, and add their results."""
         first, *others = stage.branches
-        total = self._follow(self._ordered(first), x, None, bias, ends)
+        total = self._follow(self._ordered(first), x, None, bias, ends, slid)
+        nothing = None
+        if ends and self.site.node.op_type == "Gemm" and self.nodes.opset < _OPTIONAL_BIAS:
+            nothing = self.nodes.new_constant(np.zeros(1, self.nodes.dtype), "nothing")
         for number, other in enumerate(others):
-            term = self._follow(self._ordered(other), x, None, None, ends)
+            term = self._follow(self._ordered(other), x, None, nothing, ends, slid)
             name = output if number == len(others) - 1 else None
             dims = self.site.output_dims if ends else None
             total = self.nodes.add("Add", [total, term], "Sum", dims, None, name)
         return total
+
+
+def _slid_by(stage: Sum) -> frozenset[int]:
+    """Return the spatial axes along which a sum's branches move the window."""
+    steps = [step for branch in stage.branches for step in branch.stages]
+    return frozenset(a for step in steps if isinstance(step, Convolution) for a in step.window)
 
 
 def _data(nodes: Nodes, site: Site, inputs: int) -> gs.Tensor:

@@ -51,7 +51,9 @@ def _ranges(chain: Chain, moments: Moments, site: int) -> tuple[Range, ...] | No
     if not np.isfinite(ends).all():
         return None
     between: list[Range] = []
-    mean, covariance = moments.means[site, 0], moments.covariance[0]
+    mean = moments.means[site, 0]
+    # That of all sites: at this one, squares are at most as large as if the others' were zero.
+    covariance = moments.covariance[0] * (moments.count / moments.counts[site])
     for stage in chain.stages[:-1]:
         if not isinstance(stage, Linear) or len(stage.shape) > 2:
             return None

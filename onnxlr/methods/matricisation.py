@@ -64,7 +64,7 @@ class Matricisation(Protocol):
     def like(self, weight: Matrix) -> Matricisation:
         """Return another weight of the same shape, seen the same way."""
 
-    def bytes(self, rank: int, format: Format, scale: int) -> float:
+    def bytes(self, rank: int, format: Format, scale: int) -> int:
         """Return the bytes of two factors in a format, with `scale` bytes for each scale."""
 
 
@@ -120,11 +120,12 @@ class MatrixForm:
         """Return another weight of the same shape."""
         return replace(self, weight=weight)
 
-    def bytes(self, rank: int, format: Format, scale: int) -> float:
+    def bytes(self, rank: int, format: Format, scale: int) -> int:
         """Return the bytes of two factors."""
         *batch, rows, columns = self.weight.shape
         count = int(np.prod(batch, dtype=np.int64))
-        return count * (format.bytes(rows, rank, scale) + format.bytes(rank, columns, scale))
+        first = format.bytes(rows, count * rank, scale)
+        return first + format.bytes(rank, count * columns, scale)
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,7 @@ class KernelForm:
         """Return another kernel of the same shape, in the same form."""
         return replace(self, kernel=weight)
 
-    def bytes(self, rank: int, format: Format, scale: int) -> float:
+    def bytes(self, rank: int, format: Format, scale: int) -> int:
         """Return the bytes of both kernels."""
         outputs, inputs = self.kernel.shape[:2]
         patch = inputs * int(np.prod(self._extent(self.first)))

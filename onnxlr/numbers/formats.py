@@ -119,10 +119,11 @@ class Format:
         """Return how many groups that many inputs make; the last may be shorter."""
         return -(-inputs // self.group) if self.group else 1
 
-    def bytes(self, inputs: int, outputs: int, scale: int) -> float:
+    def bytes(self, inputs: int, outputs: int, scale: int) -> int:
         """Return the bytes of a matrix, with `scale` bytes for each scale."""
-        codes = inputs * outputs * self.bits / 8
+        codes = -(-inputs * outputs * self.bits // 8)
         if self.is_float:
             return codes
-        zero_point = self.bits / 8 if self.is_packed else 0
-        return codes + self.groups(inputs) * outputs * (scale + zero_point)
+        count = self.groups(inputs) * outputs
+        zero_points = -(-count * self.bits // 8) if self.is_packed else 0
+        return codes + count * scale + zero_points

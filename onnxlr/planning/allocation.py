@@ -40,7 +40,7 @@ Vector = npt.NDArray[np.float64]
 _CUTS = (0.15, 0.3, 0.5, 0.75)
 """Ranks to measure, as parts of the rank at which factors have as many parameters as the weight."""
 
-_SAMPLES = 64
+_SAMPLES = 32
 """Most samples of the calibration data that every trial runs on."""
 
 
@@ -192,14 +192,19 @@ def allocate(
         found: list[_Layer] = []
         originals: dict[str, npt.NDArray[Any]] = {}
         trials: list[str] = []
+        fixed = 0
         for position, layer in enumerate(meant):
             progress("preparing trials", position, len(meant))
             weight = read_weight(model, layer)
-            tried = _prepare(layer, weight, request, knowledge)
-            found.append(tried)
             if layer.name not in inputs:
                 continue
             originals |= inputs[layer.name].arranged(weight)
+            try:
+                tried = _prepare(layer, weight, request, knowledge)
+            except UsageError:  # kept, with this very reason when it is fitted as asked
+                fixed += weight.size
+                continue
+            found.append(tried)
             for rank in tried.ranks:
                 file = folder / f"trial-{len(trials):06}.npz"
                 store_arrays(file, inputs[layer.name].arranged(tried.approximation(rank)))
@@ -211,13 +216,12 @@ def allocate(
         progress(f"measuring sensitivity, {len(trials)} trials", 0, 1)
         damages = iter(run_task(task, model.name, isolate)["damages"])
         progress(f"measuring sensitivity, {len(trials)} trials", 1, 1)
-    movable = [t for t in found if t.layer.name in inputs]
-    curves = [t.curve([next(damages) for _ in t.ranks]) for t in movable]
-    budget = options.ratio * sum(curve.parameters[-1] for curve in curves)
-    chosen = spread(curves, budget)
+    curves = [t.curve([next(damages) for _ in t.ranks]) for t in found]
+    budget = options.ratio * (fixed + sum(curve.parameters[-1] for curve in curves))
+    chosen = spread(curves, budget - fixed)
     return {
         t.layer.name: _options(t, curve, position)
-        for t, curve, position in zip(movable, curves, chosen, strict=True)
+        for t, curve, position in zip(found, curves, chosen, strict=True)
     }
 
 
@@ -238,12 +242,16 @@ def _prepare(
     options = request.options
     if not isinstance(options, SvdOptions):
         raise TypeError("only svd has ranks to allocate")
-    method = Svd()
-    settled = method.settle(options, method.factorize(weight, options, setting))
-    form = matricisations(weight, layer.groups, settled.form, setting.whole_window)[0]
+    name = None
+    if layer.groups is not None:
+        settled = Svd().settle(options, Svd().factorize(weight, options, setting))
+        name = settled.form
+    form = matricisations(weight, layer.groups, name, setting.whole_window)[0]
     spectrum = Spectrum.of(form.matrices(), form.weighings(metric))
     *_, rows, columns = form.matrices().shape
-    most = max((rows * columns - 1) // (rows + columns), 1)
+    most = (rows * columns - 1) // (rows + columns)
+    if most < 1:
+        raise UsageError(f"no factors of a {rows}×{columns} weight are smaller than itself")
     ranks = tuple(sorted({max(round(cut * most), 1) for cut in _CUTS}))
     return _Layer(layer, form, spectrum, metric.covariance, ranks)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxlr.calibration import Sources, gather
 from onnxlr.errors import UsageError
@@ -115,7 +115,11 @@ def take_plan(
         proposals: Iterable[Proposal] = fit_in_sequence(
             work,
             lambda layer, evidence: follow_choice(
-                model, layer, plan, evidence or knowledge.of(layer)
+                model,
+                layer,
+                plan,
+                _with_importance(layer, knowledge, evidence),
+                knowledge.of(layer).fit,
             ),
         )
     else:
@@ -130,7 +134,14 @@ def _one(
     knowledge: Knowledge,
     evidence: Evidence | None,
 ) -> Proposal:
-    return kept(layer, request) or propose_one(model, layer, request, knowledge, evidence)
+    known = _with_importance(layer, knowledge, evidence)
+    return kept(layer, request) or propose_one(model, layer, request, knowledge, known)
+
+
+def _with_importance(layer: Layer, knowledge: Knowledge, pairs: Evidence | None) -> Evidence:
+    """Return what is known of a layer, its inputs by pairs if there are some."""
+    known = knowledge.of(layer)
+    return known if pairs is None else replace(known, fit=pairs.fit, holdout=pairs.holdout)
 
 
 def _meant(layers: Sequence[Layer], request: Request) -> list[Layer]:

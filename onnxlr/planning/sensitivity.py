@@ -15,6 +15,11 @@ from onnxlr.runtime import ExecutionError, read_arrays
 
 __all__ = ["Sensitivity", "measure"]
 
+_FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")
+
+_WORST = 1e6
+"""Damage of outputs that overflow: no number that damages could be weighed against."""
+
 Array = npt.NDArray[Any]
 
 
@@ -83,7 +88,7 @@ def _run(
     session: ort.InferenceSession, weights: Mapping[str, Any], feed: Mapping[str, Array]
 ) -> list[Array]:
     values = {**weights, **{name: _value(array) for name, array in feed.items()}}
-    names = [output.name for output in session.get_outputs() if "float" in output.type]
+    names = [output.name for output in session.get_outputs() if output.type in _FLOATS]
     return [value.numpy() for value in session.run_with_ort_values(names, values)]
 
 
@@ -92,8 +97,10 @@ def _damage(expected: Sequence[Sequence[Array]], found: Sequence[Sequence[Array]
     for output in range(len(expected[0])):
         wrong = norm = 0.0
         for one, other in zip(expected, found, strict=True):
-            reference = np.asarray(one[output], np.float64)
-            wrong += float(np.square(np.asarray(other[output], np.float64) - reference).sum())
+            counts = np.isfinite(one[output])  # masks make logits infinite
+            reference = np.asarray(one[output], np.float64)[counts]
+            difference = np.asarray(other[output], np.float64)[counts] - reference
+            wrong += float(np.nan_to_num(np.square(difference), nan=np.inf, posinf=np.inf).sum())
             norm += float(np.square(reference).sum())
-        total += wrong / norm if norm > 0 else 0.0
+        total += min(wrong / norm, _WORST) if norm > 0 else 0.0
     return total

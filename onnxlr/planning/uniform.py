@@ -8,12 +8,11 @@ from onnxlr.errors import UsageError
 from onnxlr.evidence import Evidence, Knowledge
 from onnxlr.layers import Layer, read_weight
 from onnxlr.methods import Fit, Options, Setting, find_method, fit_best
-from onnxlr.methods.adjusting import adjustments
 from onnxlr.model import Model
 from onnxlr.plan import Choice, Proposal
 from onnxlr.planning.request import Request
 from onnxlr.progress import Progress, silent
-from onnxlr.rewriting import emitted_bytes, released_bytes
+from onnxlr.rewriting import adjusted, emitted_bytes, released_bytes
 from onnxlr.statistics import Moments
 
 __all__ = ["kept", "propose", "propose_one"]
@@ -75,7 +74,7 @@ def propose_one(
     try:
         method = find_method(request.method)
         fit = fit_best(method, weight, request.options, setting, known, recipe)
-        proposal = _proposal(layer, request, fit, known)
+        proposal = _proposal(layer, request, fit, knowledge.of(layer))
         size = emitted_bytes(proposal, model, request.target)
     except UsageError as error:
         why = str(error)
@@ -102,7 +101,7 @@ def _proposal(layer: Layer, request: Request, fit: Fit, evidence: Evidence) -> P
     )
     static = request.activations == "static_int8" and isinstance(evidence.fit, Moments)
     moments = evidence.fit if static and isinstance(evidence.fit, Moments) else None
-    extra = adjustments(fit.chain, len(layer.sites), fit.corrections, moments)
+    extra = adjusted(layer, fit, moments)
     return Proposal(
         layer,
         choice,

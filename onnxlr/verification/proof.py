@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import count
 from math import inf, isnan, nan
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from onnxlr.calibration import DataSource, Feeds, load_feeds, random_feeds, signature
+from onnxlr.calibration import DataSource, load_feeds, random_feeds, signature
 from onnxlr.errors import DataError, RuntimeFailureError
-from onnxlr.layers import Site
-from onnxlr.model import Model
 from onnxlr.progress import Progress, silent
-from onnxlr.runtime import LEVELS, Job, Outcome, run_job, store_arrays
-from onnxlr.verification.comparison import Comparison, compare
+from onnxlr.runtime import LEVELS, Outcome
+from onnxlr.verification.local import local_emission
 from onnxlr.verification.report import Check, Drift, Report
+from onnxlr.verification.runs import Runs
+from onnxlr.verification.subject import Subject, faults, rewritten_name
 from onnxlr.verification.tolerance import Tolerance
 
 __all__ = ["EMISSION_LIMITS", "Subject", "prove"]
@@ -30,46 +24,12 @@ EMISSION_LIMITS = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16"
 """Relative L2 distance allowed between a rewritten model and the dense approximation, by the
 coarsest float type of the rewritten weights."""
 
-INT8_DATA_LIMIT = 5e-2
-"""The same where the plan allows the runtime to round the data to int8, with optimisation on."""
-
 NOISE_FACTOR = 4
 """How much further than the reference is from itself, run with and without graph optimisation, a
 rewritten model may be from it: both only differ in the order in which floats are added."""
 
 NOISE_LIMIT = 0.5
 """The most that float noise can excuse: inputs on which an output is nothing else prove nothing."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is to be proved.
-
-    Attributes
-    ----------
-    original
-        The opened original model.
-    original_file, rewritten_file, reference_file
-        The files to run; the reference is the original with dense approximations for weights, None
-        if it cannot be had.
-    sites
-        Sites that were rewritten, for the drift.
-    dtypes
-        Names of the float types of the rewritten weights.
-    int8_data
-        Whether the plan lets the runtime round data to int8.
-    missing
-        Why there is no reference, where there is none.
-    """
-
-    original: Model
-    original_file: Path
-    rewritten_file: Path
-    reference_file: Path | None
-    sites: Sequence[Site] = ()
-    dtypes: frozenset[str] = frozenset()
-    int8_data: bool = False
-    missing: str = ""
 
 
 def prove(
@@ -93,16 +53,19 @@ def prove(
     """
     tolerance.check_outputs([value.name for value in subject.original.proto.graph.output])
     with _workplace() as folder:
-        run = _Runs(folder, isolate, progress, 2 + (subject.reference_file is not None))
+        run = Runs(folder, isolate, progress, 2 + (subject.reference_file is not None))
         description, feeds, outcome = _run_original(run, subject, data, seed)
         checks = []
         if subject.reference_file is not None:
             run.model(subject.reference_file, "the reference model", "reference", feeds)
-        run.model(subject.rewritten_file, _rewritten_name(subject), "rewritten", feeds)
+        run.model(subject.rewritten_file, rewritten_name(subject), "rewritten", feeds)
         noise: dict[str, float] = {}
         if subject.reference_file is not None:
             noise = _noise(run, outcome)
-            checks += [_emission(run, subject, outcome, level, noise) for level in LEVELS]
+            if subject.int8_data:
+                checks += local_emission(run, subject, feeds)
+            else:
+                checks += [_emission(run, subject, outcome, level, noise) for level in LEVELS]
         checks += [_approximation(run, tolerance, outcome, level) for level in LEVELS]
         drifts: tuple[Drift, ...] = ()
         if not all(check.passed for check in checks):
@@ -116,11 +79,6 @@ def prove(
             drifts,
             _notes(subject, data, noise),
         )
-
-
-def _rewritten_name(subject: Subject) -> str:
-    """Return what messages call it; its folder may be a temporary one."""
-    return f"the rewritten model ({subject.rewritten_file.name})"
 
 
 def _notes(
@@ -149,71 +107,8 @@ def _workplace() -> Iterator[Path]:
         yield Path(name)
 
 
-class _Runs:
-    """Runs models on stored feeds and reads back their outputs."""
-
-    def __init__(self, folder: Path, isolate: bool, progress: Progress, total: int) -> None:
-        self.folder, self._isolate = folder, isolate
-        self._progress, self.total, self._done = progress, total, 0
-
-    def store(self, feeds: Iterable[Feeds]) -> list[str]:
-        """Write feeds to files and return their names."""
-        files = []
-        for position, feed in zip(count(), feeds, strict=False):
-            file = self.folder / f"feed-{position:06}.npz"
-            store_arrays(file, feed)
-            files.append(str(file))
-        return files
-
-    def model(
-        self, file: Path, name: str, key: str, feeds: Sequence[str], taps: Sequence[str] = ()
-    ) -> Outcome:
-        """Run a model at every level; its outputs go under `key`."""
-        self._progress("verifying", self._done, self.total)
-        levels = LEVELS if not taps else LEVELS[:1]
-        job = Job(str(file), feeds, str(self.folder / key), levels, taps)
-        outcome = run_job(job, name, self._isolate)
-        self._done += not taps
-        return outcome
-
-    def compare(self, expected: str, found: str, outputs: Sequence[str]) -> list[Comparison]:
-        """Compare what two runs stored, `key/level` each, output by output."""
-        return [
-            comparison
-            for position, output in enumerate(outputs)
-            for comparison in self._compare_output(expected, found, output, position)
-        ]
-
-    def _compare_output(
-        self, expected: str, found: str, output: str, position: int
-    ) -> Iterator[Comparison]:
-        files = sorted((self.folder / expected).glob("*.npz"))
-        keys: dict[str, None] = {}
-        for file in files:
-            with np.load(file) as arrays:
-                keys |= dict.fromkeys(
-                    k for k in arrays.files if k.partition(".")[0] == str(position)
-                )
-        for key in keys:
-            part = key.partition(".")[2]
-            label = f"{output}[{part}]" if part else output
-            yield compare(label, self._pairs(files, found, key))
-
-    def _pairs(
-        self, files: Sequence[Path], found: str, key: str
-    ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-        for file in files:
-            with np.load(file) as one, np.load(self.folder / found / file.name) as other:
-                if key in one.files or key in other.files:
-                    empty = np.zeros(0, np.float32)
-                    yield (
-                        one[key] if key in one.files else empty,
-                        other[key] if key in other.files else empty,
-                    )
-
-
 def _run_original(
-    run: _Runs, subject: Subject, data: DataSource | None, seed: int
+    run: Runs, subject: Subject, data: DataSource | None, seed: int
 ) -> tuple[str, list[str], Outcome]:
     name = subject.original.name
     if data is not None:
@@ -233,7 +128,7 @@ def _run_original(
     raise DataError(f"{problem}; random inputs do not fit this model, give --data") from problem
 
 
-def _noise(run: _Runs, outcome: Outcome) -> dict[str, float]:
+def _noise(run: Runs, outcome: Outcome) -> dict[str, float]:
     """Return how far each float output of the reference is from itself, optimised and not."""
     own = run.compare("reference/all", "reference/none", outcome.outputs)
     return {c.output: c.relative_l2 for c in own if c.is_float and not c.fault}
@@ -244,13 +139,11 @@ def _emission_limit(subject: Subject) -> float:
 
 
 def _emission(
-    run: _Runs, subject: Subject, outcome: Outcome, level: str, noise: Mapping[str, float]
+    run: Runs, subject: Subject, outcome: Outcome, level: str, noise: Mapping[str, float]
 ) -> Check:
     limit = _emission_limit(subject)
-    if subject.int8_data and level == "all":
-        limit = max(limit, INT8_DATA_LIMIT)
     comparisons = run.compare(f"reference/{level}", f"rewritten/{level}", outcome.outputs)
-    failures = _faults(comparisons)
+    failures = faults(comparisons)
     sound = [c for c in comparisons if not c.fault]
     for comparison in [c for c in sound if c.is_float] or sound:
         excused = min(NOISE_FACTOR * noise.get(comparison.output, 0.0), NOISE_LIMIT)
@@ -260,30 +153,22 @@ def _emission(
     return Check("emission", level, text, tuple(comparisons), tuple(failures))
 
 
-def _approximation(run: _Runs, tolerance: Tolerance, outcome: Outcome, level: str) -> Check:
+def _approximation(run: Runs, tolerance: Tolerance, outcome: Outcome, level: str) -> Check:
     comparisons = run.compare(f"original/{level}", f"rewritten/{level}", outcome.outputs)
     sound = [c for c in comparisons if not c.fault]
-    failures = (*_faults(comparisons), *tolerance.failures(sound))
+    failures = (*faults(comparisons), *tolerance.failures(sound))
     return Check("approximation", level, tolerance.text, tuple(comparisons), failures)
 
 
-def _faults(comparisons: Sequence[Comparison]) -> list[str]:
-    """Return what makes outputs useless whatever the tolerance."""
-    faults = [c.fault for c in comparisons if c.fault]
-    if not faults and not any(c.entries for c in comparisons):
-        faults.append("all outputs are empty on these inputs: there is nothing to compare")
-    return faults
-
-
-def _drifts(run: _Runs, subject: Subject, feeds: Sequence[str]) -> tuple[Drift, ...]:
+def _drifts(run: Runs, subject: Subject, feeds: Sequence[str]) -> tuple[Drift, ...]:
     """Compare the outputs of the rewritten layers inside both models, worst first."""
-    sites = {site.output: site.label for site in subject.sites if site.scope == 0}
+    sites = {p.output: p.site.label for p in subject.pieces if p.site.scope == 0}
     if not sites:
         return ()
     taps = list(sites)
     try:
         before = run.model(subject.original_file, subject.original.name, "tapped", feeds, taps)
-        run.model(subject.rewritten_file, _rewritten_name(subject), "tapped-rewritten", feeds, taps)
+        run.model(subject.rewritten_file, rewritten_name(subject), "tapped-rewritten", feeds, taps)
     except RuntimeFailureError:
         return ()  # some versions load no model with taps and external data in subgraphs
     drifts = [

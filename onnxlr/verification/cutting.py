@@ -1,0 +1,111 @@
+"""Cuts layers out of the reference model, so that each can be run on any data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+
+from onnxlr.rewriting import Piece
+
+__all__ = ["cut_out"]
+
+
+def cut_out(
+    reference: onnx.ModelProto, known: set[str], pieces: Sequence[Piece]
+) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Return a model of nothing but the pieces, and the tensors that they take.
+
+    Parameters
+    ----------
+    reference
+        The reference model.
+    known
+        Names of the tensors of the original: those that other models have as well.
+    pieces
+        What to cut out; the outputs of the result are theirs in order.
+
+    Returns
+    -------
+    ModelProto, dict
+        The model, and by the name of each of its inputs the tensor that belongs there.
+    """
+    cut = _Cut(reference, known)
+    outputs = [cut.add(number, piece) for number, piece in enumerate(pieces)]
+    model = onnx.ModelProto()
+    model.CopyFrom(reference)
+    for field in ("node", "input", "output", "value_info"):
+        del getattr(model.graph, field)[:]
+    model.graph.node.extend(cut.nodes)
+    for name, elem_type in cut.types.items():
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, elem_type, None))
+    for name in outputs:
+        model.graph.output.add(name=name)
+    if model.ir_version < 4:  # initializers must be inputs there
+        model.graph.input.extend(
+            onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
+            for t in reference.graph.initializer
+        )
+    return model, cut.inputs
+
+
+class _Cut:
+    def __init__(self, reference: onnx.ModelProto, known: set[str]) -> None:
+        graph = reference.graph
+        self._makers = {name: node for node in graph.node for name in node.output if name}
+        self._constants = {tensor.name for tensor in graph.initializer}
+        self._taken: set[str] = set()
+        self._known = known
+        self.nodes: list[onnx.NodeProto] = []
+        self.inputs: dict[str, str] = {}
+        self.types: dict[str, int] = {}
+
+    def add(self, number: int, piece: Piece) -> str:
+        """Add a piece's nodes and return the name of its output."""
+        kind = onnx.helper.np_dtype_to_tensor_dtype(piece.site.operand.dtype)
+        return self._follow(piece.output, number, piece, int(kind))
+
+    def _follow(self, name: str, number: int, piece: Piece, kind: int) -> str:
+        """Return what a tensor is called in the cut, with all it is made of."""
+        if not name:
+            return name
+        if self._is_constant(name):
+            self._keep(name)
+            return name
+        inside = name in (piece.output, piece.site.output) or name not in self._known
+        if not inside:
+            own = f"data{number}.{name}"
+            self.inputs[own], self.types[own] = name, kind
+            return own
+        node = onnx.NodeProto()
+        node.CopyFrom(self._makers[name])
+        inputs = [self._follow(one, number, piece, kind) for one in node.input]
+        outputs = [f"piece{number}.{one}" if one else "" for one in node.output]
+        del node.input[:], node.output[:]
+        node.input.extend(inputs)
+        node.output.extend(outputs)
+        self.nodes.append(node)
+        return f"piece{number}.{name}"
+
+    def _is_constant(self, name: str) -> bool:
+        if name in self._constants:
+            return True
+        node = self._makers.get(name)
+        if node is None:
+            return False
+        if node.op_type == "Constant" or (
+            node.input and all(self._is_constant(one) for one in node.input if one)
+        ):
+            self._constants.add(name)
+            return True
+        return False
+
+    def _keep(self, name: str) -> None:
+        """Keep the nodes that make a constant, each once."""
+        node = self._makers.get(name)
+        if node is None or name in self._taken:
+            return
+        self._taken.update(node.output)
+        for one in node.input:
+            self._keep(one)
+        self.nodes.append(node)
