@@ -11,14 +11,14 @@ import onnx
 
 from onnxlr.errors import OnnxlrWarning, PlanError, UsageError
 from onnxlr.evidence import UNKNOWN, Evidence, Knowledge
-from onnxlr.layers import Layer, Layout, Site, read_weight
-from onnxlr.lowering import as_constants, find_target, lower_layer, released_by
+from onnxlr.layers import Layer, Site, read_weight
+from onnxlr.lowering import find_target, lower_layer
 from onnxlr.methods import Fit, Setting, find_method, fit_as_told
 from onnxlr.methods.adjusting import adjustments
 from onnxlr.model import Model, Splice, splice
-from onnxlr.model.tensors import make_tensor
 from onnxlr.plan import Choice, Plan, Proposal
 from onnxlr.progress import Progress, silent
+from onnxlr.reference import with_dense_weight
 from onnxlr.stages import Adjustment
 from onnxlr.statistics import Moments, PairMoments
 
@@ -33,7 +33,6 @@ __all__ = [
     "follow_choice",
     "follow_plan",
     "released_bytes",
-    "with_dense_weight",
 ]
 
 METADATA_KEY = "onnxlr.plan"
@@ -309,45 +308,6 @@ def _check_layers(model: Model, layers: Sequence[Layer], plan: Plan) -> None:
                 f"the plan asks for {choice.method} of layer '{name}', which cannot be rewritten: "
                 f"{by_name[name].skip}"
             )
-
-
-def with_dense_weight(proposal: Proposal, values: np.ndarray, reference: Model) -> Splice:
-    """Return the change that gives a layer's nodes another dense weight, as each takes it."""
-    layer = proposal.layer
-    change = Splice(released=released_by(layer))
-    tensors: dict[tuple[object, ...], onnx.TensorProto] = {}
-    for position, site in enumerate(layer.sites):
-        dense = np.ascontiguousarray(site.arranged(values), dtype=layer.dtype)
-        key = (site.layout, site.swapped, site.transposed, dense.shape)
-        group = []
-        if key not in tensors:
-            name = reference.names.new(f"{layer.name}.approximation")
-            tensors[key] = make_tensor(dense, name)
-            if layer.in_function:
-                group = as_constants([tensors[key]])
-        node = onnx.NodeProto()
-        node.CopyFrom(site.node)
-        node.input[0 if site.layout in (Layout.SECOND_LAST, Layout.ROWS) else 1] = tensors[key].name
-        group.append(node)
-        if proposal.adjustments and proposal.adjustments[position].correction is not None:
-            correction = proposal.adjustments[position].correction
-            along = site.along_features(np.asarray(correction)).astype(layer.dtype)
-            group += _corrected(node, along, layer, reference)
-        change.nodes[(site.scope, site.index)] = group
-    if not layer.in_function:
-        change.initializers.extend(tensors.values())
-    return change
-
-
-def _corrected(
-    node: onnx.NodeProto, correction: np.ndarray, layer: Layer, reference: Model
-) -> list[onnx.NodeProto]:
-    """Return nodes that add a correction to a node's output, which they then write."""
-    output = node.output[0]
-    node.output[0] = reference.names.new(f"{layer.name}.uncorrected")
-    name = reference.names.new(f"{layer.name}.correction")
-    constant = as_constants([make_tensor(np.ascontiguousarray(correction), name)])
-    return [*constant, onnx.helper.make_node("Add", [node.output[0], name], [output])]
 
 
 def _record_plan(model: onnx.ModelProto, plan: Plan) -> None:

@@ -35,7 +35,7 @@ from tools.measured_tasks import TASKS, Task, write_feeds  # noqa: E402
 from tools.timing import compare_latency  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 ANY = "cosine>=0"
 """The tolerance of onnxlr's rows: how far outputs differ is what is measured here."""
@@ -65,6 +65,17 @@ class Bench:
     calibration: Path
     comparison: Path
     rounds: int
+
+    @property
+    def statistics(self) -> Path:
+        """What the layers' inputs are like, observed once for all rows."""
+        return self.folder / "statistics.npz"
+
+    def observe(self) -> Result:
+        """Observe the layers' inputs, and say how long that took."""
+        start = time.perf_counter()
+        onnxlr.observe(self.task.model, self.calibration, self.statistics, mask=self.task.mask)
+        return Result("(statistics for all calibrated rows)", seconds=time.perf_counter() - start)
 
     @classmethod
     def prepare(cls, task: Task, folder: Path, rounds: int) -> Bench:
@@ -102,9 +113,8 @@ class Bench:
             return
         arguments = dict(row.arguments)
         if row.calibrated:
-            arguments["calibration"] = self.calibration
-            if self.task.mask:
-                arguments["mask"] = self.task.mask
+            arguments |= {"statistics": self.statistics, "calibration": self.calibration}
+            arguments |= {"mask": self.task.mask} if self.task.mask else {}
         onnxlr.rewrite(
             self.task.model, output, tolerance=ANY, keep=True, data=self.comparison, **arguments
         )
@@ -208,8 +218,11 @@ def _run(options: argparse.Namespace, rows: Sequence[Row], folder: Path) -> int:
     bench = Bench.prepare(task, folder, options.rounds)
     console = Console(stderr=True)
     results: list[Result] = []
-    for number, row in enumerate([None, *rows]):
-        result = bench.original() if row is None else bench.measure(row, number)
+    steps: list[Row | Callable[[], Result]] = [bench.original, *rows]
+    if any(isinstance(row, Ours) and row.calibrated for row in rows):
+        steps.insert(1, bench.observe)
+    for number, row in enumerate(steps):
+        result = row() if callable(row) else bench.measure(row, number)
         results.append(result)
         console.print(f"{result.name}: {_number(result.score, 4)}", highlight=False)
         if options.json:

@@ -67,6 +67,9 @@ def _int4(name: str, group: int, **more: Any) -> Ours:
     return Ours(f"int4 b{group} {name}", arguments)
 
 
+_INT8 = {"method": "quantize", "format": "int8"}
+_NBITS = {"rounding": "gptq", "target": "ort"}
+
 _QUANTIZED = (
     Ours("int8 per column nearest", {"method": "quantize", "format": "int8"}, calibrated=False),
     Ours("int8 per column gptq", {"method": "quantize", "format": "int8", "rounding": "gptq"}),
@@ -79,8 +82,18 @@ _QUANTIZED = (
 _MINILM_LINEARS = (
     *(_svd(ratio, metric) for metric in ("frobenius", "activation") for ratio in (0.75, 0.5, 0.25)),
     *(_svd(ratio, "activation", "global") for ratio in (0.75, 0.5)),
-    _svd(0.5, "activation", "global", format="int8"),
+    _svd(0.5, "activation", format="int8"),
+    Ours("svd activation sequential 0.5", {"method": "svd", "ratio": 0.5, "sequential": True}),
     *_QUANTIZED,
+    _int4("gptq + rank 32 int8", 32, rounding="gptq", correction_rank=32),
+    *(
+        Ours(f"int8 per column, {data} data", {**_INT8, "activations": data})
+        for data in ("dynamic_int8", "static_int8")
+    ),
+    *(
+        _int4(f"gptq, MatMulNBits, {data} data", 32, **_NBITS, activations=data)
+        for data in ("float", "dynamic_int8")
+    ),
 )
 
 _MINILM: tuple[Row, ...] = (
@@ -104,8 +117,9 @@ _OCR: tuple[Row, ...] = (
         )
         for ratio in (0.9, 0.75, 0.6, 0.5)
     ),
-    _svd(0.75, "activation", "global", format="int8"),
-    *_QUANTIZED[:2],
+    _svd(0.5, "activation", "global", format="int8"),
+    *_QUANTIZED[:4],
+    Ours("int8 per column, static_int8 data", {**_INT8, "activations": "static_int8"}),
 )
 
 ROWS: dict[str, tuple[Row, ...]] = {"minilm": _MINILM, "ocr": _OCR}

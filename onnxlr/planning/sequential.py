@@ -16,7 +16,7 @@ from onnxlr.model import Model, Splice, splice
 from onnxlr.model.saving import copy_model, write_model
 from onnxlr.plan import Proposal
 from onnxlr.progress import Progress
-from onnxlr.rewriting import with_dense_weight
+from onnxlr.reference import with_dense_weight
 
 __all__ = ["Sequence", "fit_in_sequence"]
 
