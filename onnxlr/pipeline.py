@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 
 from onnxlr.calibration import (
@@ -19,19 +17,17 @@ from onnxlr.calibration import (
     signature,
 )
 from onnxlr.calibration import observe as observe_layers
+from onnxlr.decomposition import decompose
 from onnxlr.delivery import Conditions, Delivery, RewriteResult, verify_files
 from onnxlr.errors import UsageError
 from onnxlr.inspection import Inspection, inspect_layers
 from onnxlr.layers import find_layers
-from onnxlr.methods import Options, Setting, find_method
-from onnxlr.metrics import METRICS, Activation, Fisher, FisherRows, Frobenius, Kfac, Metric
+from onnxlr.methods import options_for
 from onnxlr.model import Model, open_model
 from onnxlr.model.saving import check_output
-from onnxlr.numbers import Format
 from onnxlr.plan import Plan
 from onnxlr.planning import Request, Selection, make_plan, take_plan
 from onnxlr.progress import Progress, silent
-from onnxlr.stages import Chain
 from onnxlr.statistics import Statistics
 from onnxlr.verification import DEFAULT_TOLERANCE, Report, Tolerance
 
@@ -106,92 +102,6 @@ def observe(
     return found
 
 
-def decompose(
-    weight: npt.ArrayLike,
-    method: str = "svd",
-    *,
-    covariance: npt.ArrayLike | None = None,
-    importance: npt.ArrayLike | None = None,
-    output_covariance: npt.ArrayLike | None = None,
-    metric: str | None = None,
-    solver: str | None = None,
-    format: str | None = None,
-    group_size: int | None = None,
-    rounding: str | None = None,
-    groups: int | None = None,
-    seed: int = 0,
-    **options: Any,
-) -> Chain:
-    """Factorize one array.
-
-    Parameters
-    ----------
-    weight
-        Finite floats, shape `(inputs, outputs)` or a stack `(…, inputs, outputs)`; the layer is
-        `y = x @ weight`. With `groups`, a convolution's kernel `(outputs, inputs/groups, *kernel)`.
-    method
-        Name of a method.
-    covariance
-        Uncentred covariance `E[x xᵀ]` of the inputs, shape `(inputs, inputs)`: the error is then
-        measured in the outputs. For a convolution of patches, `(groups, patch, patch)`.
-    importance
-        Importance of each entry, in the weight's shape, for instance Fisher information.
-    output_covariance
-        `E[g gᵀ]` of the output's gradients, shape `(outputs, outputs)`, beside the covariance.
-    metric
-        What the error is measured in; what the arrays given allow if not given: `activation`,
-        `kfac`, or `fisher-rows`.
-    solver
-        Of metric `fisher`: `als`, `em` or `adam-sgd`.
-    format
-        How the factors are kept: `float64`, `float32`, `float16`, `int8`, `int4`, `int2`; the
-        weight's own type if not given.
-    group_size, rounding
-        Of an integer format: inputs that share a scale (0 for all), and `nearest` or `gptq`.
-    groups
-        Of a convolution.
-    seed
-        Of methods that draw random numbers.
-    **options
-        The method's options: for `svd` one of `rank`, `ratio`, `bits`, `energy`, `max_error`, and
-        for convolutions `form`.
-
-    Returns
-    -------
-    Chain
-        With `.stages`, `.reconstruct()`, `.approximation`, `.cost.bytes`.
-
-    Raises
-    ------
-    UsageError
-        If an argument cannot be followed.
-    """
-    array = _checked_weight(weight, method, groups)
-    parsed = None if format is None else Format.parse(format, group_size, rounding)
-    known = _metric(metric, solver, covariance, importance, output_covariance)
-    known.expect(array, groups)
-    setting = Setting.for_array(array, parsed, known, seed, groups)
-    return find_method(method).factorize(array, _options(method, options), setting)
-
-
-def _checked_weight(weight: npt.ArrayLike, method: str, groups: int | None) -> npt.NDArray[Any]:
-    array = np.asarray(weight)
-    if array.dtype.kind != "f":
-        array = array.astype(np.float64)
-    if array.ndim < 2 or 0 in array.shape:
-        raise UsageError(f"weight has shape {array.shape}, expected (inputs, outputs)")
-    if not np.isfinite(array).all():
-        raise UsageError("weight has NaN or infinite entries, expected finite numbers")
-    if method == "keep":
-        raise UsageError("method 'keep' leaves a weight alone: there is nothing to decompose")
-    if groups is not None and (array.ndim < 3 or groups < 1 or array.shape[0] % groups):
-        raise UsageError(
-            f"weight has shape {array.shape} and {groups} groups, expected a kernel "
-            "(outputs, inputs/groups, *kernel) with outputs a multiple of the groups"
-        )
-    return array
-
-
 def plan(
     model: ModelSource,
     *,
@@ -239,7 +149,7 @@ def plan(
     opened = _open(model)
     request = Request(
         method,
-        _options(method, options),
+        options_for(method, options),
         format,
         activations,
         target,
@@ -373,7 +283,7 @@ def rewrite(
     check_files(data, signature(source))
     request = Request(
         method,
-        _options(method, options),
+        options_for(method, options),
         format,
         activations,
         target,
@@ -445,41 +355,6 @@ def verify(
     )
 
 
-def _metric(
-    name: str | None,
-    solver: str | None,
-    covariance: npt.ArrayLike | None,
-    importance: npt.ArrayLike | None,
-    output_covariance: npt.ArrayLike | None,
-) -> Metric:
-    """Return the metric of arrays given for one weight."""
-    if covariance is not None and importance is not None and name is None:
-        raise UsageError(
-            "covariance and importance belong to two different metrics: give either, or the metric"
-        )
-    if name is None:
-        both = "activation" if output_covariance is None else "kfac"
-        none = "frobenius" if importance is None else "fisher-rows"
-        name = both if covariance is not None else none
-    if solver is not None and name != "fisher":
-        raise UsageError(f"solver '{solver}' is for metric fisher, not {name}")
-    if name == "frobenius":
-        return Frobenius()
-    if name in ("fisher", "fisher-rows"):
-        if importance is None:
-            raise UsageError(f"metric {name} needs importance")
-        rows = name == "fisher-rows"
-        return FisherRows(importance) if rows else Fisher(importance, solver or "als")
-    if covariance is None or (name == "kfac" and output_covariance is None):
-        needed = "covariance" if name == "activation" else "covariance and output_covariance"
-        raise UsageError(f"metric {name} needs {needed}")
-    if name == "activation":
-        return Activation(covariance)
-    if name == "kfac" and output_covariance is not None:
-        return Kfac(covariance, output_covariance)
-    raise UsageError(f"metric '{name}' is unknown, expected one of {', '.join(METRICS)}")
-
-
 def _open(model: ModelSource) -> Model:
     """Open a model for changing: what the caller holds stays as it is."""
     return _reopen(model) if isinstance(model, Model) else open_model(model)
@@ -491,15 +366,6 @@ def _reopen(model: ModelSource) -> Model:
     copy = open_model(model.proto, check=False)
     copy.path, copy.content = model.path, model.content
     return copy
-
-
-def _options(method: str, values: dict[str, Any]) -> Options:
-    kind = find_method(method).options
-    for name in values:
-        if name not in kind.__dataclass_fields__:
-            known = ", ".join(kind.__dataclass_fields__) or "none"
-            raise UsageError(f"method '{method}' has no option '{name}'; it has {known}")
-    return kind(**values)
 
 
 def _output(source: Model, output: str | Path | None, plan: Plan | str | Path | None) -> Path:

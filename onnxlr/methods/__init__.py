@@ -4,7 +4,7 @@ from onnxlr.methods.budget import Budget
 from onnxlr.methods.fitting import Fit, Recipe, fit_as_told, fit_best
 from onnxlr.methods.method import Keep, Method, Options, Setting
 from onnxlr.methods.quantize import Quantize, QuantizeOptions
-from onnxlr.methods.registry import METHODS, find_method
+from onnxlr.methods.registry import METHODS, find_method, options_for
 from onnxlr.methods.spectrum import Spectrum
 from onnxlr.methods.svd import Svd, SvdOptions
 
@@ -25,4 +25,5 @@ __all__ = [
     "find_method",
     "fit_as_told",
     "fit_best",
+    "options_for",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from onnxlr.stages import Adjustment, Chain, Linear, Range
+from onnxlr.methods.matricisation import KernelForm
+from onnxlr.stages import Adjustment, Chain, Convolution, Linear, Range, Stage
 from onnxlr.statistics import Moments
 
 __all__ = ["adjustments"]
@@ -50,16 +51,28 @@ def _ranges(chain: Chain, moments: Moments, site: int) -> tuple[Range, ...] | No
     ]
     if not np.isfinite(ends).all():
         return None
+    mean, covariance = moments.means[site], moments.covariance
     between: list[Range] = []
-    mean = moments.means[site, 0]
-    # That of all sites: at this one, squares are at most as large as if the others' were zero.
-    covariance = moments.covariance[0] * (moments.count / moments.counts[site])
-    for stage in chain.stages[:-1]:
-        if not isinstance(stage, Linear) or len(stage.shape) > 2:
+    for position, stage in enumerate(chain.stages[:-1]):
+        matrices = stage.dense()[None] if isinstance(stage, Linear) else None
+        if isinstance(stage, Convolution) and position == 0 and len(chain.stages) == 2:
+            form = _form(stage, chain.stages[1])
+            mean, covariance = form.seen_by_first(mean, covariance)
+            matrices = form.left_of(stage)
+        if matrices is None or matrices.ndim > 3:
             return None
-        matrix = stage.dense()
-        mean, covariance = mean @ matrix, matrix.T @ covariance @ matrix
-        spread = _DEVIATIONS * np.sqrt(np.maximum(np.diag(covariance) - np.square(mean), 0.0))
+        mean = np.einsum("gi,gir->gr", mean, matrices)
+        covariance = matrices.swapaxes(1, 2) @ covariance @ matrices
+        squares = np.diagonal(covariance, axis1=1, axis2=2)
+        spread = _DEVIATIONS * np.sqrt(np.maximum(squares - np.square(mean), 0.0))
         between.append((float((mean - spread).min()), float((mean + spread).max())))
     low, high, output_low, output_high = map(float, ends)
     return ((low, high), *between, (output_low, output_high))
+
+
+def _form(first: Convolution, second: Stage) -> KernelForm:
+    """Return the form of the kernel that two convolutions are together."""
+    kernels = first.dense(), second.dense()
+    extent = np.broadcast_shapes(*(kernel.shape[2:] for kernel in kernels))
+    shape = (kernels[1].shape[0], kernels[0].shape[1], *extent)
+    return KernelForm(np.broadcast_to(0.0, shape), first.groups, "two", first.window)

@@ -234,6 +234,16 @@ class KernelForm:
             return covariance
         return np.asarray(np.einsum("gaobo->gab", self._split_covariance(covariance)))
 
+    def seen_by_first(self, mean: Matrix, covariance: Matrix) -> tuple[Matrix, Matrix]:
+        """Return mean `(groups, rows)` and covariance of the first kernel's patches.
+
+        They are averaged over the places in the window of the whole kernel that they can have.
+        """
+        rows = self._split(mean[:, :, None])[..., 0]  # (g, R, o)
+        if self.is_whole:
+            return rows[..., 0], covariance
+        return rows.mean(axis=2), self.first_covariance(covariance) / rows.shape[2]
+
     def second_covariance(self, left: Matrix, covariance: Matrix) -> Matrix:
         """Return the covariance of the second kernel's patches, in the order (rank, others)."""
         split = self._split_covariance(covariance)

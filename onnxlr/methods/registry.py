@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from typing import Any
 
 from onnxlr.errors import UsageError
-from onnxlr.methods.method import Keep, Method
+from onnxlr.methods.method import Keep, Method, Options
 from onnxlr.methods.quantize import Quantize
 from onnxlr.methods.svd import Svd
 
-__all__ = ["METHODS", "find_method"]
+__all__ = ["METHODS", "find_method", "options_for"]
 
 METHODS: dict[str, Method] = {method.name: method for method in (Keep(), Quantize(), Svd())}
 """Every method, by the name that the command line and plans use."""
@@ -22,3 +23,13 @@ def find_method(name: str) -> Method:
     near = get_close_matches(name, METHODS, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(METHODS)}"
     raise UsageError(f"method '{name}' is unknown; {hint}")
+
+
+def options_for(method: str, values: dict[str, Any]) -> Options:
+    """Return a method's options; raises UsageError for one that it has not."""
+    kind = find_method(method).options
+    for name in values:
+        if name not in kind.__dataclass_fields__:
+            known = ", ".join(kind.__dataclass_fields__) or "none"
+            raise UsageError(f"method '{method}' has no option '{name}'; it has {known}")
+    return kind(**values)
