@@ -13,6 +13,7 @@ from onnxlr.errors import UsageError
 from onnxlr.layers import Layer
 from onnxlr.metrics import (
     METRICS,
+    SHRINKAGE,
     Activation,
     Fisher,
     FisherRows,
@@ -52,6 +53,10 @@ class View:
         `E[x] W` at each site, `(sites, parts, outputs)`.
     shares
         Part of the rows that each site saw, `(sites,)`.
+    weight
+        `W` itself, `(parts, inputs, outputs)`.
+    count
+        Rows seen.
     """
 
     covariance: Matrix
@@ -60,6 +65,8 @@ class View:
     means: Matrix
     targets: Matrix
     shares: Matrix
+    weight: Matrix
+    count: int
 
     @classmethod
     def of(cls, moments: Moments, parts: Matrix) -> View:
@@ -74,6 +81,8 @@ class View:
                 "sgi,gio->sgo", np.broadcast_to(moments.means, _sites(moments, parts)), parts
             ),
             moments.counts / max(moments.count, 1),
+            parts,
+            moments.count,
         )
 
     @classmethod
@@ -86,6 +95,8 @@ class View:
             pairs.mean[None],
             np.einsum("gi,gio->go", pairs.original_mean, parts)[None],
             np.ones(1),
+            parts,
+            pairs.count,
         )
 
     def corrections(self, parts: Matrix) -> Matrix:
@@ -105,6 +116,36 @@ class View:
             squared += float(self.shares @ terms)
         return float(np.sqrt(max(float(squared), 0.0) / self.total)) if self.total > 0 else 0.0
 
+    def doubt(
+        self, one: Matrix, other: Matrix, corrections: tuple[Matrix | None, Matrix | None]
+    ) -> float:
+        """Return the standard error of the difference of two approximations' squared errors.
+
+        Relative to `E‖x W‖²`. The difference is `xᵀ M x` with `M = D₁ D₁ᵀ − D₂ D₂ᵀ` and `D = Ŵ − W`
+        (a bias is one more row of D, for an input of 1); for Gaussian inputs its variance is
+        `2 tr((M C)²) − 2 (μᵀ M μ)²`. Rows are taken to be independent.
+        """
+        if not self.total > 0:
+            return 0.0
+        mean = np.tensordot(self.shares, self.means, 1)
+        first, second = (
+            _with_bias(parts - self.weight, bias)
+            for parts, bias in zip((one, other), corrections, strict=True)
+        )
+        covariance = _with_one(self.covariance, mean)
+        seen, seen_other = covariance @ first, covariance @ second
+        cross = (first.swapaxes(1, 2) @ seen, second.swapaxes(1, 2) @ seen_other)
+        mixed = first.swapaxes(1, 2) @ seen_other
+        total = np.sum(np.square(cross[0])) + np.sum(np.square(cross[1]))
+        total -= 2 * np.sum(np.square(mixed))
+        middle = np.concatenate([mean, np.ones((len(mean), 1))], axis=1)
+        lengths = [
+            np.square(np.einsum("gi,gio->go", np.broadcast_to(middle, d.shape[:2]), d)).sum(axis=1)
+            for d in (first, second)
+        ]
+        total -= np.sum(np.square(lengths[0] - lengths[1]))
+        return float(np.sqrt(max(2 * float(total) / max(self.count, 1), 0.0)) / self.total)
+
     def target(self, parts: Matrix) -> Matrix:
         """Return the weight that gives the original outputs best on the inputs there now are.
 
@@ -115,6 +156,21 @@ class View:
         damping = _DAMPING * np.maximum(scale, np.finfo(np.float64).tiny)
         left = self.covariance + damping * np.eye(size)
         return np.asarray(np.linalg.solve(left, self.seen + damping * parts))
+
+
+def _with_bias(difference: Matrix, bias: Matrix | None) -> Matrix:
+    """Return `(parts, inputs + 1, outputs)`: a bias, the mean over sites, is one more row."""
+    row = np.zeros((difference.shape[0], 1, difference.shape[2]))
+    if bias is not None:
+        row = bias.mean(axis=0).reshape(row.shape)
+    return np.concatenate([difference, row], axis=1)
+
+
+def _with_one(covariance: Matrix, mean: Matrix) -> Matrix:
+    """Return the covariance of the inputs and of one more that is always 1."""
+    above = np.concatenate([covariance, mean[:, :, None]], axis=2)
+    below = np.concatenate([mean, np.ones((len(mean), 1))], axis=1)[:, None, :]
+    return np.concatenate([above, below], axis=1)
 
 
 def _sites(moments: Moments, parts: Matrix) -> tuple[int, int, int]:
@@ -150,7 +206,28 @@ class Evidence:
         """`activation` where the inputs are known."""
         return "frobenius" if self.fit is None else "activation"
 
-    def metric(self, name: str, centred: bool = False, solver: str | None = None) -> Metric:
+    def oracle_shrinkage(self) -> float:
+        """Return how far to shrink the covariance as its number of rows says.
+
+        Oracle approximating shrinkage (Chen et al., IEEE Transactions on Signal Processing 2010),
+        the largest over the groups.
+        """
+        if self.fit is None:
+            return 0.0
+        size, count = self.fit.covariance.shape[-1], self.fit.count
+        squares = np.square(self.fit.covariance).sum(axis=(1, 2))
+        traces = np.square(np.trace(self.fit.covariance, axis1=1, axis2=2))
+        above = (1 - 2 / size) * squares + traces
+        below = (count + 1 - 2 / size) * (squares - traces / size)
+        return float(np.where(below > 0, np.minimum(above / np.maximum(below, 1e-300), 1), 1).max())
+
+    def metric(
+        self,
+        name: str,
+        centred: bool = False,
+        solver: str | None = None,
+        shrinkage: float | None = None,
+    ) -> Metric:
         """Return a metric of this layer.
 
         Parameters
@@ -161,6 +238,8 @@ class Evidence:
             Whether the mean of the inputs does not count, as a bias correction makes up for it.
         solver
             Of metric `fisher`.
+        shrinkage
+            Of metric `activation`; `SHRINKAGE` if not given.
 
         Raises
         ------
@@ -182,7 +261,7 @@ class Evidence:
             raise UsageError(f"metric {name} needs statistics of its inputs")
         covariance = self.fit.centred if centred else self.fit.covariance
         if name == "activation":
-            return Activation(covariance)
+            return Activation(covariance, SHRINKAGE if shrinkage is None else shrinkage)
         if self.output_covariance is None:
             raise UsageError("metric kfac needs the covariance of its output's gradients")
         return Kfac(covariance, self.output_covariance)
@@ -224,7 +303,8 @@ class Knowledge:
 
     def of(self, layer: Layer) -> Evidence:
         """Return what is known of a layer."""
-        found = self.statistics.of(self.keys[layer.name]) if self.statistics else None
+        key = self.keys.get(layer.name)
+        found = self.statistics.of(key) if self.statistics and key else None
         importance = self.importance.get(layer.name)
         gradients = self.output_covariance.get(layer.name)
         if found is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -222,9 +222,15 @@ def adjusted(layer: Layer, fit: Fit, moments: Moments | None) -> tuple[Adjustmen
     """Return the adjustment of each site; those that use the transpose were not observed."""
     found = adjustments(fit.chain, len(layer.sites), fit.corrections, moments)
     return tuple(
-        Adjustment() if site.transposed else adjustment
+        Adjustment() if site.transposed else _without_zeros(adjustment)
         for site, adjustment in zip(layer.sites, found, strict=True)
     )
+
+
+def _without_zeros(adjustment: Adjustment) -> Adjustment:
+    """Return an adjustment that adds nothing where nothing was observed."""
+    adds = adjustment.correction is not None and np.any(adjustment.correction)
+    return adjustment if adds else replace(adjustment, correction=None)
 
 
 def follow_choice(

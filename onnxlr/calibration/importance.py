@@ -48,7 +48,8 @@ def load_importance(source: ImportanceSource, layers: Sequence[Layer]) -> Import
     Parameters
     ----------
     source
-        An array under the name of each weight, in the shape it is stored in; and under
+        An array under the name of each weight (of all that have that name, in different
+        branches), in the shape it is stored in; and under
         `<name>/output_covariance` the covariance of the gradients at the output. Weights that are
         not named have no importance.
 
@@ -59,26 +60,27 @@ def load_importance(source: ImportanceSource, layers: Sequence[Layer]) -> Import
     """
     label = str(source) if isinstance(source, str | Path) else "the importance"
     arrays = source if isinstance(source, Mapping) else read_arrays_of(Path(source))
-    by_weight = {
-        layer.weight.name: layer for layer in layers if layer.weight is not None and layer.sites
-    }
+    by_weight: dict[str, list[Layer]] = {}  # branches may call different weights alike
+    for layer in layers:
+        if layer.weight is not None and layer.sites:
+            by_weight.setdefault(layer.weight.name, []).append(layer)
     entries, gradients = {}, {}
     for name, value in arrays.items():
         owner = name.removesuffix(_GRADIENTS)
         if owner not in by_weight:
             raise DataError(f"{label}: '{owner}' is no weight of a layer{_hint(owner, by_weight)}")
-        layer = by_weight[owner]
         where = f"{label}: '{name}'"
-        if name.endswith(_GRADIENTS) and owner != name:
-            gradients[layer.name] = _gradients(np.asarray(value), layer, where)
-        else:
-            entries[layer.name] = _entries(np.asarray(value), layer, where)
+        for layer in by_weight[owner]:
+            if name.endswith(_GRADIENTS) and owner != name:
+                gradients[layer.name] = _gradients(np.asarray(value), layer, where)
+            else:
+                entries[layer.name] = _entries(np.asarray(value), layer, where)
     if not arrays:
         raise DataError(f"{label}: holds no arrays")
     return Importance(entries, gradients)
 
 
-def _hint(name: str, known: Mapping[str, Layer]) -> str:
+def _hint(name: str, known: Mapping[str, Sequence[Layer]]) -> str:
     near = get_close_matches(name, known, n=1)
     return f"; did you mean '{near[0]}'?" if near else " (onnxlr inspect --json lists them)"
 

@@ -51,7 +51,9 @@ def _ranges(chain: Chain, moments: Moments, site: int) -> tuple[Range, ...] | No
     ]
     if not np.isfinite(ends).all():
         return None
-    mean, covariance = moments.means[site], moments.covariance
+    mean = moments.means[site]
+    # That of all sites: at this one, squares are at most as large as if the others' were zero.
+    covariance = moments.covariance * (moments.count / moments.counts[site])
     between: list[Range] = []
     for position, stage in enumerate(chain.stages[:-1]):
         matrices = stage.dense()[None] if isinstance(stage, Linear) else None

@@ -12,13 +12,19 @@ import numpy.typing as npt
 from onnxlr.evidence import Evidence, View
 from onnxlr.methods.method import Method, Options, Setting
 from onnxlr.methods.weighted import fisher_variance
-from onnxlr.metrics import relative_error, unfold_inputs
+from onnxlr.metrics import SHRINKAGE, relative_error, unfold_inputs
 from onnxlr.numbers import Format
 from onnxlr.stages import Chain
 
 __all__ = ["Fit", "Recipe", "fit_as_told", "fit_best"]
 
 Matrix = npt.NDArray[np.float64]
+
+_SURE = 2.0
+"""Standard errors that a fit must be better by than the plain one to be taken instead of it."""
+
+_FEW = 1.5 * SHRINKAGE
+"""Shrinkage from which on the number of rows asks for more than the usual one."""
 
 _PAYS = 0.99
 """A bias correction is one more tensor, and at times one more node: it must take the held-out error
@@ -39,12 +45,15 @@ class Recipe:
         Whether the mean of the outputs is corrected; the metric `activation` is then centred.
     solver
         Of metric `fisher`.
+    shrinkage
+        Of metric `activation`, where it is not the usual one.
     """
 
     metric: str = "frobenius"
     rounding: str = "nearest"
     bias_correction: bool = False
     solver: str | None = None
+    shrinkage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ class _Task:
     def chain(self, options: Options, recipe: Recipe) -> Chain:
         """Return the method's chain in the recipe's metric and rounding."""
         centred = recipe.bias_correction and recipe.metric == "activation"
-        metric = self.evidence.metric(recipe.metric, centred, recipe.solver)
+        metric = self.evidence.metric(recipe.metric, centred, recipe.solver, recipe.shrinkage)
         setting = replace(self.setting, metric=metric, format=self.format(recipe))
         return self.method.factorize(self._aim(recipe), options, setting)
 
@@ -171,16 +180,21 @@ def fit_best(
     evidence: Evidence,
     asked: Recipe,
 ) -> Fit:
-    """Fit as asked; where held-out inputs show that something plainer is better, by that.
+    """Fit as asked; where held-out inputs do not show that this is better, by what is plainer.
 
-    Beside what is asked, held-out inputs judge rounding to the nearest, and the plain fit in metric
-    frobenius at the same options, each with and without bias correction (if that is asked).
+    What is asked for in metric activation is taken if it is better than the plain fit at the same
+    options (metric frobenius, rounding to the nearest), by more than held-out inputs leave open.
+    Beside it, they judge rounding to the nearest, bias corrections (if those are asked), and where
+    rows are few, a covariance that is shrunk further. Other metrics measure something else than
+    outputs: there they judge roundings and bias corrections only.
 
     Raises
     ------
     UsageError
         As `fit_as_told` does.
     """
+    if evidence.fit is None:
+        asked = replace(asked, rounding="nearest")
     task = _Task.of(method, weight, setting, evidence)
     plainly = replace(asked, bias_correction=False)
     if not method.heeds_metric(options, replace(setting, format=task.format(asked))):
@@ -191,18 +205,32 @@ def fit_best(
         first = _with_gain(task, first)
     if task.judge is None:
         return first
-    fits = [
-        judged
-        for recipe in _recipes(task, plainly, asked)
-        for judged in _judged(
-            task,
-            first if recipe == plainly else task.fit(first.options, recipe),
-            asked.bias_correction,
-        )
-    ]
-    plain = [f.error for f in fits if f.recipe == Recipe()]
-    best = min(fits, key=_cost)
-    return replace(best, plain_error=plain[0] if plain else None)
+    plain = next(_judged(task, _plain(task, first), may_correct=False))
+    fits = [plain] if plain.recipe.metric == asked.metric or asked.metric == "activation" else []
+    for recipe in _recipes(task, plainly, asked):
+        fit = first if recipe == plainly else task.fit(first.options, recipe)
+        fits += _judged(task, fit, asked.bias_correction)
+    sure = [fit for fit in fits if fit is plain or _is_better(task, fit, plain)]
+    if asked.metric != "activation":
+        sure = fits
+    return replace(min(sure, key=_cost), plain_error=plain.error)
+
+
+def _plain(task: _Task, first: Fit) -> Fit:
+    """Return the plain fit of the same options."""
+    return first if first.recipe == Recipe() else task.fit(first.options, Recipe())
+
+
+def _is_better(task: _Task, fit: Fit, plain: Fit) -> bool:
+    """Return whether held-out inputs leave no doubt that a fit is better than the plain one."""
+    if task.judge is None or fit.error is None or plain.error is None:
+        return False
+    gain = plain.error**2 - fit.error**2
+    if gain <= 0:
+        return False
+    biases = (fit.corrections, plain.corrections)
+    doubt = task.judge.doubt(task.parts(fit.chain), task.parts(plain.chain), biases)
+    return gain > _SURE * doubt
 
 
 def _with_gain(task: _Task, fit: Fit) -> Fit:
@@ -224,7 +252,7 @@ def _cost(fit: Fit) -> float:
 
 
 def _recipes(task: _Task, first: Recipe, asked: Recipe) -> list[Recipe]:
-    """Return what to try: what was asked, and plainer ways to the same size."""
+    """Return what to try: what was asked, and other ways to the same size."""
     recipes = [first]
     if first == Recipe():
         return recipes
@@ -232,7 +260,10 @@ def _recipes(task: _Task, first: Recipe, asked: Recipe) -> list[Recipe]:
         recipes.append(asked)
     if asked.rounding != "nearest":
         recipes.append(replace(first, rounding="nearest"))
-    return list(dict.fromkeys([*recipes, Recipe()]))
+    shrinkage = task.evidence.oracle_shrinkage()
+    if asked.metric == "activation" and shrinkage > _FEW:
+        recipes += [replace(recipe, shrinkage=shrinkage) for recipe in recipes]
+    return recipes
 
 
 def _judged(task: _Task, fit: Fit, may_correct: bool) -> Iterator[Fit]:

@@ -19,6 +19,7 @@ from onnxlr.plan.fields import (
     one_of,
     one_of_or_none,
     options_of,
+    part_of,
     shown,
     text_of,
 )
@@ -40,8 +41,9 @@ class Choice:
         Name of a method; `keep` leaves the layer alone.
     options
         The method's options; its defaults if not given.
-    metric, solver
-        What the error is measured in, and for metric `fisher` how it is minimised.
+    metric, solver, shrinkage
+        What the error is measured in, for metric `fisher` how it is minimised, and for `activation`
+        how far the covariance is shrunk where that is not the usual.
     format, group_size, rounding
         How the factors are kept, as `Format.parse` reads it; without a format they keep the
         weight's own float type.
@@ -63,6 +65,7 @@ class Choice:
     rounding: str | None = None
     bias_correction: bool = False
     solver: str | None = None
+    shrinkage: float | None = None
 
     def __post_init__(self) -> None:
         if self.options is _UNSET:
@@ -114,7 +117,7 @@ class Choice:
     def recipe(self) -> Recipe:
         """How the layer is fitted, beside its method and options."""
         rounding = self.rounding or "nearest"
-        return Recipe(self.metric, rounding, self.bias_correction, self.solver)
+        return Recipe(self.metric, rounding, self.bias_correction, self.solver, self.shrinkage)
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry as a plan writes it, without what is not given."""
@@ -122,7 +125,7 @@ class Choice:
         if not self.keeps:
             given = {k: v for k, v in asdict(self.options).items() if v is not None}
             entry |= {"options": given, "metric": self.metric}
-            for name in ("solver", "format", "group_size", "rounding"):
+            for name in ("solver", "shrinkage", "format", "group_size", "rounding"):
                 if getattr(self, name) is not None:
                     entry[name] = getattr(self, name)
             if self.bias_correction:
@@ -160,6 +163,7 @@ class Choice:
                 values.get("bias_correction", False), f"{where}.bias_correction"
             ),
             solver=one_of_or_none(values.get("solver"), SOLVERS, f"{where}.solver"),
+            shrinkage=part_of(values.get("shrinkage"), f"{where}.shrinkage"),
             **_encoding(values, where),
         )
 

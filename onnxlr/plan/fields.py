@@ -15,6 +15,7 @@ __all__ = [
     "one_of_or_none",
     "options_of",
     "parse",
+    "part_of",
     "shown",
     "text_of",
 ]
@@ -89,6 +90,15 @@ def flag_of(value: Any, where: str) -> bool:
     if not isinstance(value, bool):
         raise PlanError(f"{where}: found {shown(value)}, expected true or false")
     return value
+
+
+def part_of(value: Any, where: str) -> float | None:
+    """Return a number from 0 to 1, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise PlanError(f"{where}: found {shown(value)}, expected a number from 0 to 1")
+    return float(value)
 
 
 def options_of(kind: type[Options], values: Any, where: str) -> Options:

@@ -78,7 +78,8 @@ def make_plan(
     if request.allocate == "global":
         options = allocate(model, layers, request, knowledge, sources, reopen, isolate, progress)
     if request.sequential:
-        work = Fitted(model, layers, sources, reopen, isolate, progress)
+        left = frozenset(layer.name for layer in layers if kept(layer, request) is not None)
+        work = Fitted(model, layers, sources, reopen, isolate, progress, left)
         proposals = fit_in_sequence(
             work,
             lambda layer, evidence: _one(
@@ -111,7 +112,9 @@ def take_plan(
     knowledge = gather(model, layers, sources, isolate, progress)
     if plan.sequential:
         check_plan(model, layers, plan, knowledge)
-        work = Fitted(model, layers, sources, reopen, isolate, progress)
+        written = {name for name, choice in plan.layers.items() if not choice.keeps}
+        left = frozenset(layer.name for layer in layers if layer.name not in written)
+        work = Fitted(model, layers, sources, reopen, isolate, progress, left)
         proposals: Iterable[Proposal] = fit_in_sequence(
             work,
             lambda layer, evidence: follow_choice(

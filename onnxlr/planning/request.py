@@ -75,6 +75,11 @@ class Request:
             _expect("solver", self.solver, SOLVERS)
             if self.metric != "fisher":
                 raise UsageError(f"solver '{self.solver}' is for metric fisher: give that as well")
+        if self.rounding == "gptq" and self.metric not in (None, "activation", "kfac"):
+            raise UsageError(
+                f"rounding gptq feeds errors on by the covariance of the inputs, which metric "
+                f"{self.metric} does not use: leave the metric out, or give activation or kfac"
+            )
         if self.format is None and (self.group_size is not None or self.rounding is not None):
             raise UsageError("group size and rounding are of a format of few bits: give --format")
         if self.rounding == "gptq" and self.metric not in (None, "activation", "kfac"):

@@ -8,6 +8,8 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
+
 from onnxlr.calibration import Sources, observe_pairs
 from onnxlr.errors import UsageError
 from onnxlr.evidence import Evidence
@@ -38,6 +40,8 @@ class Sequence:
         Opens the same model anew.
     isolate, progress
         As in `onnxlr.rewrite`.
+    kept
+        Names of layers that stay as they are, and are not observed.
     """
 
     model: Model
@@ -46,6 +50,7 @@ class Sequence:
     reopen: Callable[[], Model]
     isolate: bool
     progress: Progress
+    kept: frozenset[str] = frozenset()
 
 
 def fit_in_sequence(work: Sequence, fit: Fitter) -> Iterator[Proposal]:
@@ -78,7 +83,7 @@ def fit_in_sequence(work: Sequence, fit: Fitter) -> Iterator[Proposal]:
 
 def _evidence(work: Sequence, group: Many[Layer], done: Many[Proposal]) -> dict[str, Evidence]:
     """Return what pairs of inputs say of layers, for those whose inputs have changed."""
-    layers = [layer for layer in group if layer.skip is None]
+    layers = [layer for layer in group if layer.skip is None and layer.name not in work.kept]
     if not layers or all(proposal.chain is None for proposal in done):
         return {}
     with tempfile.TemporaryDirectory(prefix="onnxlr-sequence-") as name:
@@ -118,10 +123,19 @@ def _depths(model: Model, layers: Many[Layer]) -> dict[str, int]:
     depths = {layer.name: 0 for layer in layers}
     behind: dict[str, int] = {}
     for index, node in enumerate(model.proto.graph.node):  # in topological order
-        depth = max((behind.get(name, 0) for name in node.input), default=0)
+        depth = max((behind.get(name, 0) for name in _read_by(node)), default=0)
         if index in sites:
             depths[sites[index]] = max(depths[sites[index]], depth)
             depth += 1
         for name in node.output:
             behind[name] = depth
     return depths
+
+
+def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names that a node reads, those that its subgraphs capture among them."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from _read_by(inner)

@@ -98,6 +98,7 @@ def _proposal(layer: Layer, request: Request, fit: Fit, evidence: Evidence) -> P
         rounding=fit.recipe.rounding if few_bits else None,
         bias_correction=fit.recipe.bias_correction,
         solver=fit.recipe.solver,
+        shrinkage=fit.recipe.shrinkage,
     )
     static = request.activations == "static_int8" and isinstance(evidence.fit, Moments)
     moments = evidence.fit if static and isinstance(evidence.fit, Moments) else None

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy import linalg
+from scipy import linalg, optimize
 
 import onnxlr
 from onnxlr.methods import SvdOptions
-from onnxlr.methods.svd import Spectrum
-from onnxlr.metrics import Frobenius
+from onnxlr.methods.spectrum import Spectrum
+from onnxlr.metrics import Weighing
+from onnxlr.numbers import encode
 from tests.onelayer import distance, truncated
 
 sizes = st.integers(1, 40)
@@ -49,7 +50,7 @@ def test_every_rank_is_the_best_approximation(inputs, outputs, rank, seed, batch
 def test_spectrum_energies_and_errors_agree_with_numpy(inputs, outputs, seed, decay):
     weight = _weight(seed, inputs, outputs, decay=decay)
     values = np.linalg.svd(weight, compute_uv=False)
-    spectrum = Spectrum.of(weight, Frobenius())
+    spectrum = Spectrum.of(weight, [Weighing()])
     total = np.sum(values**2)
     assert np.allclose(spectrum.values, values, atol=1e-7 * values[0])
     assert np.allclose(spectrum.energies(), np.cumsum(values**2) / total, atol=1e-9)
@@ -177,7 +178,7 @@ def test_factors_are_deterministic_with_fixed_signs():
         ({"rank": 2, "covariance": -np.eye(8)}, "no positive diagonal"),
         ({"rank": 2, "covariance": np.full((8, 8), np.nan)}, "NaN"),
         ({"rank": 2, "covariance": np.ones((8, 7))}, "square"),
-        ({"rank": 2, "importance": np.ones((3, 6))}, "for 3 inputs, the weight has 8"),
+        ({"rank": 2, "importance": np.ones((3, 6))}, r"shape \(3, 6\), the weight \(8, 6\)"),
         ({"rank": 2, "importance": -np.ones((8, 6))}, "none negative"),
         ({"rank": 2, "importance": np.zeros((8, 6))}, "zero everywhere"),
         ({"rank": 2, "importance": np.ones((8, 6)), "covariance": np.eye(8)}, "either"),
@@ -200,3 +201,181 @@ def test_budget_without_a_field_is_the_default_error():
     assert SvdOptions().limits_error
     assert SvdOptions().error_limit == 0.05
     assert str(SvdOptions()) == "max_error 0.05"
+
+
+# -- metrics ---------------------------------------------------------------------------------------
+
+
+def _correlated(seed, rows, size):
+    generator = np.random.default_rng([seed, rows, size])
+    return generator.standard_normal((rows, size)) @ generator.standard_normal((size, size)) + 1
+
+
+def _second(x):
+    return x.T @ x / len(x)
+
+
+def _shrunk(covariance):
+    """Return a covariance moved 2 % towards its mean diagonal."""
+    size = len(covariance)
+    return 0.98 * covariance + 0.02 * np.trace(covariance) / size * np.eye(size)
+
+
+def _root(covariance):
+    """Return the symmetric square root."""
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(values)) @ vectors.T
+
+
+@settings(deadline=None, max_examples=60)
+@given(inputs=st.integers(1, 20), outputs=st.integers(1, 20), rank=st.integers(1, 20), seed=seeds)
+def test_outputs_are_those_of_the_closed_form_by_the_symmetric_root(inputs, outputs, rank, seed):
+    """`T⁻ᵀ [Tᵀ W]_r` for another root T of the covariance, on data that have that covariance."""
+    weight, x = _weight(seed, inputs, outputs), _correlated(seed, 80, inputs)
+    # rows that make up for the shrinking: together with them the covariance is the shrunk one
+    rest = np.sqrt(0.02 * np.trace(_second(x)) / inputs) * np.eye(inputs)
+    data = np.concatenate([np.sqrt(0.98 / len(x)) * x, rest])
+    found = onnxlr.decompose(weight, rank=rank, covariance=_second(x)).reconstruct()
+    root = _root(_shrunk(_second(x)))
+    best = np.linalg.solve(root, truncated(root @ weight, rank))
+    scale = np.linalg.norm(data @ weight)
+    assert np.linalg.norm(data @ (found - best)) <= 1e-6 * scale
+    lost = np.linalg.svd(data @ weight, compute_uv=False)[rank:]
+    error = np.linalg.norm(data @ (found - weight))
+    assert abs(error - np.linalg.norm(lost)) <= 1e-6 * scale
+
+
+@settings(deadline=None, max_examples=60)
+@given(inputs=st.integers(1, 15), outputs=st.integers(1, 15), rank=st.integers(1, 15), seed=seeds)
+def test_kfac_is_the_best_approximation_in_the_norm_of_both_sides(inputs, outputs, rank, seed):
+    """Eckart and Young for `C^½ W G^½`."""
+    weight = _weight(seed, inputs, outputs)
+    c, g = _second(_correlated(seed, 60, inputs)), _second(_correlated(seed + 1, 60, outputs))
+    chain = onnxlr.decompose(weight, rank=rank, covariance=c, output_covariance=g)
+    left, right = _root(_shrunk(c)), _root(_shrunk(g))
+    best = truncated(left @ weight @ right, rank)
+    assert distance(left @ chain.reconstruct() @ right, best) < 1e-6
+
+
+def test_kfac_is_not_bettered_by_descent():
+    """From its factors and from random ones, scipy finds nothing better."""
+    generator = np.random.default_rng(0)
+    weight, rank = generator.standard_normal((7, 5)), 2
+    c, g = (_shrunk(_second(_correlated(seed, 40, size))) for seed, size in ((0, 7), (1, 5)))
+    chain = onnxlr.decompose(weight, rank=rank, covariance=c, output_covariance=g, metric="kfac")
+    c, g = _shrunk(c), _shrunk(g)
+
+    def loss(flat):
+        left, right = flat[: 7 * rank].reshape(7, rank), flat[7 * rank :].reshape(rank, 5)
+        off = left @ right - weight
+        slope = c @ off @ g
+        return np.sum(slope * off), 2 * np.append(slope @ right.T, left.T @ slope)
+
+    own = np.concatenate([stage.dense().ravel() for stage in chain.stages])
+    value, slope = loss(own)
+    assert np.abs(slope).max() < 1e-9 * value
+    for _ in range(5):
+        found = optimize.minimize(loss, generator.standard_normal(own.size), jac=True, tol=1e-12)
+        assert value <= found.fun * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("solver", ["als", "em", "adam-sgd", None])
+@pytest.mark.parametrize("shape", [(20, 12), (12, 20), (2, 9, 7)])
+def test_entry_by_entry_is_no_worse_than_by_rows(solver, shape):
+    generator = np.random.default_rng(0)
+    weight, importance = generator.standard_normal(shape), generator.lognormal(0, 1.5, shape)
+
+    def lost(**arguments):
+        chain = onnxlr.decompose(weight, rank=3, importance=importance, **arguments)
+        return np.sum(importance * (chain.reconstruct() - weight) ** 2)
+
+    by_rows = lost(metric="fisher-rows")
+    assert by_rows == lost()  # the default for importance
+    by_entries = lost(metric="fisher", solver=solver)
+    assert by_entries <= by_rows * (1 + 1e-12)
+    assert solver == "em" or by_entries < 0.9 * by_rows
+
+
+def test_a_covariance_is_shared_by_a_stack():
+    stack, x = _weight(0, 3, 8, 6), _correlated(0, 50, 8)
+    found = onnxlr.decompose(stack, rank=3, covariance=_second(x)).reconstruct()
+    for one, matrix in zip(found, stack, strict=True):
+        alone = onnxlr.decompose(matrix, rank=3, covariance=_second(x)).reconstruct()
+        assert distance(one, alone) < 1e-9
+
+
+def test_inputs_that_were_always_zero_or_equal_are_no_trouble():
+    x = np.zeros((20, 6))
+    x[:, :2] = 1.0
+    weight = _weight(0, 6, 5)
+    chain = onnxlr.decompose(weight, rank=1, covariance=_second(x))
+    assert np.isfinite(chain.reconstruct()).all()
+    whole = np.linalg.norm(x @ weight)
+    assert np.linalg.norm(x @ (chain.reconstruct() - weight)) < 0.05 * whole
+
+
+# -- factors of few bits ---------------------------------------------------------------------------
+
+
+def _stored(rows, columns, kind, group, scale):
+    """Return the bytes of a matrix of codes, scales, and zero points."""
+    bits = {"int8": 8, "int4": 4, "int2": 2}[kind]
+    count = columns * -(-rows // (group or rows))
+    zeros = 0 if kind == "int8" else -(-count * bits // 8)
+    return -(-rows * columns * bits // 8) + count * scale + zeros
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    inputs=st.integers(4, 150),
+    outputs=st.integers(4, 150),
+    bits=st.floats(0.3, 6),
+    kind=st.sampled_from(["int8", "int4", "int2"]),
+    group=st.sampled_from([0, 32, 64, 128]),
+    dtype=st.sampled_from(["float32", "float16"]),
+)
+def test_a_budget_in_bits_holds_for_what_is_stored(inputs, outputs, bits, kind, group, dtype):
+    weight = _weight(2, inputs, outputs, dtype=dtype)
+
+    def size(rank):
+        scale = np.dtype(dtype).itemsize
+        return _stored(inputs, rank, kind, group, scale) + _stored(
+            rank, outputs, kind, group, scale
+        )
+
+    available = bits * weight.size / 8
+    arguments = {"bits": bits, "format": kind, "group_size": group}
+    if size(1) > available:
+        assume(size(1) > available + 4)
+        with pytest.raises(onnxlr.UsageError, match="less than rank 1"):
+            onnxlr.decompose(weight, **arguments)
+        return
+    chain = onnxlr.decompose(weight, **arguments)
+    rank = chain.stages[0].shape[-1]
+    assert chain.cost.bytes == size(rank) <= available
+    assert rank == min(inputs, outputs) or size(rank + 1) > available
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_the_second_factor_makes_up_for_the_first_ones_rounding(kind, rounding):
+    weight, x = _weight(0, 48, 40, decay=0.1), _correlated(0, 400, 48)
+    arguments = {"rank": 12, "format": kind, "rounding": rounding}
+    found = onnxlr.decompose(weight, covariance=_second(x), **arguments)
+    exact = onnxlr.decompose(weight, covariance=_second(x), rank=12)
+    first, second = (stage.weight for stage in found.stages)
+    data = np.concatenate([np.sqrt(0.98 / len(x)) * x, _rest(x)])
+    behind = data @ first.decode()
+    solved, *_ = np.linalg.lstsq(behind, data @ weight, rcond=None)
+    if rounding == "nearest":
+        again = encode(solved, second.format, weight.dtype)
+        assert np.mean(again.codes != second.codes) < 0.01
+    left, right = (stage.weight.decode() for stage in exact.stages)
+    plainly = [encode(factor, second.format, weight.dtype).decode() for factor in (left, right)]
+    error = np.linalg.norm(data @ (found.reconstruct() - weight))
+    assert error < np.linalg.norm(data @ (plainly[0] @ plainly[1] - weight))
+
+
+def _rest(x):
+    size = x.shape[1]
+    return np.sqrt(0.02 * np.trace(_second(x)) / size) * np.eye(size)
