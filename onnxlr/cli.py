@@ -332,7 +332,7 @@ def rewrite(
     """
     _check_outputs(output, report, model, plan, data, known)
     if not as_json:
-        what = f"plan {plan}" if plan else _budget(method, flags)
+        what = f"plan {plan}" if plan else _budget(method, flags, fitting.allocate)
         out.print(f"[dim]{shown(what)}; tolerance {shown(tolerance)}[/]")
     try:
         with progress_bars() as progress:
@@ -395,11 +395,15 @@ def _exists(path: str) -> bool:
     return os.path.exists(path)  # noqa: PTH110  (Path.exists raises for names that are too long)
 
 
-def _budget(method: str, flags: Any) -> str:
-    if not METHODS.get(method, METHODS["svd"]).options.__dataclass_fields__:
-        return method
+def _budget(method: str, flags: Any, allocate: str) -> str:
     given = [f"{name} {value}" for name, value in _given(flags).items()]
-    return f"{method}, {', '.join(given) or f'max_error {DEFAULT_MAX_ERROR}'} per layer"
+    options = METHODS.get(method, METHODS["svd"]).options.__dataclass_fields__
+    if not given and "max_error" in options:
+        given = [f"max_error {DEFAULT_MAX_ERROR}"]
+    if not given:
+        return method
+    where = "for all layers together" if allocate == "global" else "per layer"
+    return f"{method}, {', '.join(given)} {where}"
 
 
 def _publish(document: dict[str, Any], report: Path | None, as_json: bool) -> None:

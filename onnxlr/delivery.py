@@ -165,7 +165,8 @@ def verify_files(
     other = open_model(rewritten)
     _check_interface(original, other)
     plan = _plan_of(other, original)
-    if plan is not None and (not plan.needs_statistics or sources.knows_inputs):
+    missing = "it holds no plan for it" if plan is None else _lacks(plan, sources)
+    if plan is not None and missing is None:
         rewriting = Rewriting(original, reopen(), plan.target)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OnnxlrWarning)
@@ -178,10 +179,18 @@ def verify_files(
         return _prove(rewriting, reopen(), rewritten, conditions)
     with tempfile.TemporaryDirectory(prefix="onnxlr-original-") as name:
         file = original.path or _stored(original, Path(name))
-        missing = "it holds no plan for it"
-        if plan is not None:
-            missing = "its plan needs the statistics it was made with (give them, or --calibration)"
-        return conditions.prove(Subject(original, file, rewritten, None, missing=missing))
+        return conditions.prove(Subject(original, file, rewritten, None, missing=missing or ""))
+
+
+def _lacks(plan: Plan, sources: Sources) -> str | None:
+    """Return what is missing to follow a plan again, None if nothing is."""
+    if plan.sequential and sources.calibration is None:
+        return "its layers were fitted in sequence, on calibration data (give it: --calibration)"
+    if plan.needs_statistics and not sources.knows_inputs:
+        return "its plan needs the statistics it was made with (--statistics, or --calibration)"
+    if plan.needs_importance and sources.importance is None:
+        return "its plan needs the importance it was made with (--importance)"
+    return None
 
 
 def _plan_of(rewritten: Model, original: Model) -> Plan | None:

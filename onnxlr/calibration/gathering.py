@@ -56,8 +56,12 @@ class Sources:
 
     def check(self) -> None:
         """Refuse sources that contradict each other; raises UsageError."""
-        if self.calibration is None and self.mask is not None:
+        if self.calibration is not None:
+            return
+        if self.mask is not None:
             raise UsageError(f"mask '{self.mask}' is for calibration data, and there is none")
+        if self.holdout != HOLDOUT:
+            raise UsageError(f"holdout {self.holdout} is of calibration data, and there is none")
 
 
 def gather(

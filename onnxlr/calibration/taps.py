@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from onnxlr.model.liveness import read_by
 from onnxlr.model.names import Names
 from onnxlr.model.scopes import Scope, scopes
 from onnxlr.model.tensors import make_tensor
@@ -64,8 +65,9 @@ def refuse_scope(model: onnx.ModelProto, scope: int) -> str | None:
 
 
 def expose(model: onnx.ModelProto, taps: Sequence[Tap]) -> list[str]:
-    """Make each tap an output of the main graph and return the outputs' names.
+    """Make the taps the only outputs of the main graph and return the outputs' names.
 
+    Nodes that none of them needs are removed: what lies behind the last tap is not computed.
     A tensor of a branch becomes an output of its branch, of the `If`, and so on up; the other
     branch gives an empty one. `Identity` nodes keep graph inputs and constants from being outputs.
     """
@@ -80,8 +82,23 @@ def expose(model: onnx.ModelProto, taps: Sequence[Tap]) -> list[str]:
             scope = owners[scope].scope
         outputs.append(names.new("onnxlr.tap"))
         model.graph.node.append(helper.make_node("Identity", [source], [outputs[-1]]))
-        model.graph.output.add(name=outputs[-1])
+    del model.graph.output[:]
+    for output in outputs:
+        model.graph.output.add(name=output)
+    _remove_unneeded(model.graph)
     return outputs
+
+
+def _remove_unneeded(graph: onnx.GraphProto) -> None:
+    """Remove the nodes that no output of a graph depends on."""
+    needed = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):  # in topological order
+        if needed.intersection(node.output):
+            needed.update(read_by(node))
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
 
 
 def _owners(found: Sequence[Scope]) -> dict[int, _Owner]:

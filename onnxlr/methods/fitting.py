@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxlr.errors import UsageError
 from onnxlr.evidence import Evidence, View
 from onnxlr.methods.method import Method, Options, Setting
 from onnxlr.methods.weighted import fisher_variance
@@ -205,10 +206,13 @@ def fit_best(
         first = _with_gain(task, first)
     if task.judge is None:
         return first
-    plain = next(_judged(task, _plain(task, first), may_correct=False))
-    fits = [plain] if plain.recipe.metric == asked.metric or asked.metric == "activation" else []
+    plain, *corrected = _judged(task, _plain(task, first), asked.bias_correction)
+    fits = [plain, *corrected] if asked.metric in (plain.recipe.metric, "activation") else []
     for recipe in _recipes(task, plainly, asked):
-        fit = first if recipe == plainly else task.fit(first.options, recipe)
+        try:
+            fit = first if recipe == plainly else task.fit(first.options, recipe)
+        except UsageError:
+            continue  # inputs that are constant have no covariance beside their mean
         fits += _judged(task, fit, asked.bias_correction)
     sure = [fit for fit in fits if fit is plain or _is_better(task, fit, plain)]
     if asked.metric != "activation":

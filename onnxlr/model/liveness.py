@@ -12,12 +12,22 @@ from onnxlr.model.scopes import Scope, scopes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Key", "Uses"]
+__all__ = ["Key", "Uses", "read_by"]
 
 Key = tuple[int, str]
 """A tensor: the position of the graph that defines it, and its name there."""
 
 _NOT_A_NODE = -1
+
+
+def read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names that a node reads, those that its subgraphs capture among them."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            yield from (value.name for value in graph.output)
+            for inner in graph.node:
+                yield from read_by(inner)
 
 
 class Uses:

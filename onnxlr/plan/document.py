@@ -11,7 +11,7 @@ from typing import Any
 from onnxlr.errors import PlanError, UsageError
 from onnxlr.lowering import find_target
 from onnxlr.plan.choice import Choice
-from onnxlr.plan.fields import flag_of, object_of, parse, shown, text_of
+from onnxlr.plan.fields import flag_of, object_of, parse, shown, text_of, text_or_none
 
 __all__ = ["SCHEMA", "Plan"]
 
@@ -40,6 +40,8 @@ class Plan:
         Hash of the statistics it was made with; None where there were none.
     sequential
         Whether each layer was fitted behind those rewritten before it.
+    observed
+        Layers that the statistics are of; None for all that can be rewritten.
     """
 
     layers: Mapping[str, Choice]
@@ -49,6 +51,7 @@ class Plan:
     version: str
     statistics_sha256: str | None = None
     sequential: bool = False
+    observed: tuple[str, ...] | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -59,6 +62,11 @@ class Plan:
     def needs_statistics(self) -> bool:
         """Whether some layer can only be fitted with statistics of its inputs."""
         return self.sequential or any(c.needs_statistics for c in self.layers.values())
+
+    @property
+    def needs_importance(self) -> bool:
+        """Whether some layer can only be fitted with importance."""
+        return any(c.metric in ("fisher", "fisher-rows", "kfac") for c in self.layers.values())
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -76,6 +84,8 @@ class Plan:
         found: dict[str, Any] = {}
         if self.statistics_sha256:
             found["statistics"] = {"sha256": self.statistics_sha256}
+            if self.observed is not None:
+                found["statistics"]["layers"] = list(self.observed)
         if self.sequential:
             found["sequential"] = True
         return found
@@ -103,10 +113,8 @@ class Plan:
             found = values.get("schema") if isinstance(values, dict) else None
             raise PlanError(f"{name}: its schema is {shown(found)}, expected '{SCHEMA}'")
         values = object_of(values, name, known)
-        source, statistics = (
-            object_of(values.get(part, {}), f"{name}: {part}", {"sha256"})
-            for part in ("source", "statistics")
-        )
+        source = object_of(values.get("source", {}), f"{name}: source", {"sha256"})
+        known_by, observed = _statistics(values.get("statistics", {}), f"{name}: statistics")
         layers = object_of(values.get("layers"), f"{name}: layers", None)
         seed = values.get("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
@@ -122,13 +130,10 @@ class Plan:
             layer: Choice.from_json(entry, f"{name}: layers['{layer}']")
             for layer, entry in layers.items()
         }
-        for part, entry in (("source", source), ("statistics", statistics)):
-            if entry.get("sha256") is not None:
-                text_of(entry["sha256"], f"{name}: {part}.sha256")
+        sha256 = text_or_none(source.get("sha256"), f"{name}: source.sha256")
         version = text_of(values.get("onnxlr", ""), f"{name}: onnxlr")
         sequential = flag_of(values.get("sequential", False), f"{name}: sequential")
-        known_by = statistics.get("sha256")
-        return cls(choices, source.get("sha256"), target, seed, version, known_by, sequential)
+        return cls(choices, sha256, target, seed, version, known_by, sequential, observed)
 
     @classmethod
     def read(cls, path: Path) -> Plan:
@@ -139,3 +144,14 @@ class Plan:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise PlanError(f"{path}: cannot be read: {reason}") from None
+
+
+def _statistics(values: Any, where: str) -> tuple[str | None, tuple[str, ...] | None]:
+    """Return the hash of a plan's statistics, and the layers they are of."""
+    entry = object_of(values, where, {"sha256", "layers"})
+    layers = entry.get("layers")
+    if layers is not None:
+        if not isinstance(layers, list):
+            raise PlanError(f"{where}.layers: found {shown(layers)}, expected names")
+        layers = tuple(text_of(name, f"{where}.layers") for name in layers)
+    return text_or_none(entry.get("sha256"), f"{where}.sha256"), layers

@@ -18,6 +18,7 @@ __all__ = [
     "part_of",
     "shown",
     "text_of",
+    "text_or_none",
 ]
 
 _WORDS: dict[Any, str] = {int: "a whole number", float: "a finite number", str: "a string"}
@@ -71,6 +72,11 @@ def text_of(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise PlanError(f"{where}: found {shown(value)}, expected a string")
     return value
+
+
+def text_or_none(value: Any, where: str) -> str | None:
+    """Return a string, or None."""
+    return None if value is None else text_of(value, where)
 
 
 def one_of(value: Any, allowed: tuple[str, ...], where: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from onnxlr.calibration import Sources, gather
@@ -35,6 +35,9 @@ class Making:
         As in the plan.
     knowledge
         What the layers are fitted by.
+    observed
+        Layers that were observed, None for all that can be rewritten: what others hand out changes
+        how the runtime fuses nodes, and with that the last bits.
     """
 
     proposals: Iterable[Proposal]
@@ -42,13 +45,21 @@ class Making:
     seed: int
     sequential: bool
     knowledge: Knowledge
+    observed: tuple[str, ...] | None = None
 
     def plan(self, choices: Mapping[str, Choice], source_sha256: str) -> Plan:
         """Return the plan of all choices."""
         known = self.knowledge.statistics
         sha256 = known.sha256 if known is not None else None
         return Plan(
-            choices, source_sha256, self.target, self.seed, VERSION, sha256, self.sequential
+            choices,
+            source_sha256,
+            self.target,
+            self.seed,
+            VERSION,
+            sha256,
+            self.sequential,
+            self.observed if known is not None else None,
         )
 
 
@@ -72,7 +83,8 @@ def make_plan(
     request.check()
     layers = find_layers(model)
     request.selection.check(layers)
-    knowledge = gather(model, _meant(layers, request), sources, isolate, progress)
+    meant = [layer for layer in layers if kept(layer, request) is None]
+    knowledge = gather(model, meant, sources, isolate, progress)
     _check_known(request, knowledge)
     options = None
     if request.allocate == "global":
@@ -88,7 +100,10 @@ def make_plan(
         )
     else:
         proposals = propose(model, layers, request, knowledge, progress, options)
-    return Making(proposals, request.target, request.seed, request.sequential, knowledge)
+    observed: tuple[str, ...] | None = tuple(layer.name for layer in meant)
+    if sources.statistics is not None or len(meant) == sum(layer.skip is None for layer in layers):
+        observed = None
+    return Making(proposals, request.target, request.seed, request.sequential, knowledge, observed)
 
 
 def take_plan(
@@ -109,7 +124,9 @@ def take_plan(
         As `make_plan` does.
     """
     layers = find_layers(model)
-    knowledge = gather(model, layers, sources, isolate, progress)
+    observed = plan.observed if sources.statistics is None else None
+    meant = [layer for layer in layers if observed is None or layer.name in observed]
+    knowledge = gather(model, meant, sources, isolate, progress)
     if plan.sequential:
         check_plan(model, layers, plan, knowledge)
         written = {name for name, choice in plan.layers.items() if not choice.keeps}
@@ -127,7 +144,7 @@ def take_plan(
         )
     else:
         proposals = follow_plan(model, layers, plan, progress, knowledge)
-    return Making(proposals, plan.target, plan.seed, plan.sequential, knowledge)
+    return Making(proposals, plan.target, plan.seed, plan.sequential, knowledge, observed)
 
 
 def _one(
@@ -145,11 +162,6 @@ def _with_importance(layer: Layer, knowledge: Knowledge, pairs: Evidence | None)
     """Return what is known of a layer, its inputs by pairs if there are some."""
     known = knowledge.of(layer)
     return known if pairs is None else replace(known, fit=pairs.fit, holdout=pairs.holdout)
-
-
-def _meant(layers: Sequence[Layer], request: Request) -> list[Layer]:
-    """Return the layers that the request is about."""
-    return [layer for layer in layers if kept(layer, request) is None]
 
 
 def _check_known(request: Request, knowledge: Knowledge) -> None:

@@ -8,13 +8,12 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-
 from onnxlr.calibration import Sources, observe_pairs
 from onnxlr.errors import UsageError
 from onnxlr.evidence import Evidence
 from onnxlr.layers import Layer
 from onnxlr.model import Model, Splice, splice
+from onnxlr.model.liveness import read_by
 from onnxlr.model.saving import copy_model, write_model
 from onnxlr.plan import Proposal
 from onnxlr.progress import Progress
@@ -123,19 +122,10 @@ def _depths(model: Model, layers: Many[Layer]) -> dict[str, int]:
     depths = {layer.name: 0 for layer in layers}
     behind: dict[str, int] = {}
     for index, node in enumerate(model.proto.graph.node):  # in topological order
-        depth = max((behind.get(name, 0) for name in _read_by(node)), default=0)
+        depth = max((behind.get(name, 0) for name in read_by(node)), default=0)
         if index in sites:
             depths[sites[index]] = max(depths[sites[index]], depth)
             depth += 1
         for name in node.output:
             behind[name] = depth
     return depths
-
-
-def _read_by(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names that a node reads, those that its subgraphs capture among them."""
-    yield from node.input
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                yield from _read_by(inner)

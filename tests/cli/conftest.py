@@ -15,7 +15,7 @@ import pytest
 from onnxlr import cli
 from onnxlr.errors import OnnxlrWarning
 from onnxlr.runtime import Job, Outcome, run_job
-from onnxlr.verification import proof
+from onnxlr.verification import runs
 from tests.classifier import classifier
 
 
@@ -38,7 +38,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     def run_here(job: Job, name: str, isolate: bool = True) -> Outcome:
         return run_job(job, name, isolate=False)
 
-    monkeypatch.setattr(proof, "run_job", run_here)
+    monkeypatch.setattr(runs, "run_job", run_here)
     for name in ("ONNXLR_DEBUG", "FORCE_COLOR", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
 
