@@ -143,13 +143,19 @@ def _with_method_flags(function: Function) -> Function:
     for method in METHODS.values():
         hints = get_type_hints(method.options)
         flags |= {name: _flag(hints[name]) for name in method.options.__dataclass_fields__}
-        documentation.append((getdoc(method.options) or "").partition("----------\n")[2])
+        documentation += [_attributes(kind) for kind in reversed(method.options.__mro__)]
     members = [(name, hint, field(default=None)) for name, hint in flags.items()]
     kind = make_dataclass("MethodFlags", members)
     # cyclopts opens up classes of any module but the standard library's, which this would count to.
     kind.__module__, kind.__doc__ = __name__, "\n".join(documentation)
     function.__annotations__["flags"] = Annotated[kind, Parameter(name="*")]
     return function
+
+
+def _attributes(kind: type) -> str:
+    """Return what a class's own docstring says of its attributes."""
+    text = getdoc(kind) if "__doc__" in vars(kind) else None
+    return (text or "").partition("----------\n")[2]
 
 
 def _flag(hint: Any) -> Any:

@@ -257,7 +257,8 @@ def rewrite(
     tolerance
         What every float output must hold against the original's, see `Tolerance`.
     data
-        Inputs to compare on, see `load_feeds`; random ones if not given.
+        Inputs to compare on, see `load_feeds`; if not given, the first held-out runs of the
+        calibration data, or random ones without any.
     require_change
         Refuse to write a mere copy.
     keep
@@ -310,6 +311,8 @@ def rewrite(
     else:
         making = make_plan(source, request, sources, reopen, isolate, progress)
     delivery = Delivery(source=source, reopen=reopen, output=file, making=making)
+    if data is None and sources.calibration is not None:
+        data = sources.held_out(source)
     conditions = Conditions(Tolerance.parse(tolerance), data, seed, isolate, progress)
     return delivery.carry_out(conditions, require_change=require_change, keep=keep)
 
@@ -348,11 +351,12 @@ def verify(
     ModelError
         If one of the models cannot be handled, or their inputs and outputs are not the same.
     """
-    conditions = Conditions(Tolerance.parse(tolerance), data, seed, isolate, progress)
     sources = Sources(calibration, holdout, mask, statistics, importance)
-    return verify_files(
-        _open(original), lambda: _reopen(original), Path(rewritten), sources, conditions
-    )
+    opened = _open(original)
+    if data is None and sources.calibration is not None:
+        data = sources.held_out(opened)
+    conditions = Conditions(Tolerance.parse(tolerance), data, seed, isolate, progress)
+    return verify_files(opened, lambda: _reopen(original), Path(rewritten), sources, conditions)
 
 
 def _open(model: ModelSource) -> Model:

@@ -1,7 +1,8 @@
 """Input data, and what a model's layers see of it."""
 
-from onnxlr.calibration.data import DataSource, check_files, load_feeds
+from onnxlr.calibration.data import DataSource, check_files, label_of, load_feeds
 from onnxlr.calibration.division import divide as divide_data
+from onnxlr.calibration.division import held_out
 from onnxlr.calibration.gathering import HOLDOUT, Sources, gather
 from onnxlr.calibration.importance import ImportanceSource
 from onnxlr.calibration.observation import observe
@@ -20,6 +21,8 @@ __all__ = [
     "check_files",
     "divide_data",
     "gather",
+    "held_out",
+    "label_of",
     "load_feeds",
     "observe",
     "observe_pairs",

@@ -15,10 +15,26 @@ import numpy.typing as npt
 from onnxlr.calibration.signature import Feeds, InputSpec, check_feeds, check_names
 from onnxlr.errors import DataError
 
-__all__ = ["DataSource", "check_files", "load_feeds", "read_arrays_of"]
+__all__ = [
+    "Batches",
+    "DataSource",
+    "check_files",
+    "label_of",
+    "load_feeds",
+    "read_arrays_of",
+]
 
 DataSource = str | Path | Iterable[Mapping[str, Any]] | Mapping[str, Any]
 """A path, `module:function`, one set of inputs, or several."""
+
+
+class Batches(list[Mapping[str, Any]]):
+    """Inputs, with what messages call them."""
+
+    def __init__(self, feeds: Iterable[Mapping[str, Any]], label: str) -> None:
+        super().__init__(feeds)
+        self.label = label
+
 
 BATCH = 32
 """Most samples that are run at once out of one array, unless told otherwise."""
@@ -56,7 +72,7 @@ def load_feeds(
             found = True
             yield check_feeds(part, specs, name)
     if not found:
-        raise DataError(f"{_label(source)}: holds no inputs")
+        raise DataError(f"{label_of(source)}: holds no inputs")
 
 
 def check_files(source: DataSource | None, specs: Sequence[InputSpec]) -> None:
@@ -71,7 +87,10 @@ def check_files(source: DataSource | None, specs: Sequence[InputSpec]) -> None:
         next(load_feeds(source, specs))
 
 
-def _label(source: DataSource) -> str:
+def label_of(source: DataSource) -> str:
+    """Return what messages call some data."""
+    if isinstance(source, Batches):
+        return source.label
     return str(source) if isinstance(source, str | Path) else "the given data"
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxlr.calibration.data import DataSource, load_feeds
+from onnxlr.calibration.data import Batches, DataSource, label_of, load_feeds
 from onnxlr.calibration.signature import Feeds, InputSpec
 from onnxlr.errors import UsageError
 from onnxlr.runtime import read_arrays, store_arrays
 
-__all__ = ["Division", "check_holdout", "divide"]
+__all__ = ["Division", "check_holdout", "divide", "held_out"]
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ def divide(
     if not isinstance(holdout, int | float):
         others = _store(folder, "holdout", load_feeds(holdout, specs, batch))
         held = [False] * len(runs) + [True] * len(others)
-        words = f"{_counted(runs)}; {_counted(others)} held out, of {_label(holdout)}"
+        words = f"{_counted(runs)}; {_counted(others)} held out, of {label_of(holdout)}"
         files = [run.file for run in (*runs, *others)]
-        return Division(tuple(files), tuple(held), f"{_label(data)}: {words}")
+        return Division(tuple(files), tuple(held), f"{label_of(data)}: {words}")
     if holdout and len(runs) == 1:
         feed = read_arrays(Path(runs[0].file))
         runs = _store(folder, "sample", load_feeds(feed, specs, 1))
@@ -80,7 +81,26 @@ def divide(
     words = f"{_counted(runs)}; {_counted(chosen) if chosen else 'nothing'} held out"
     if holdout and not chosen:
         words += " (it is one run that cannot be divided)"
-    return Division(tuple(run.file for run in runs), tuple(held), f"{_label(data)}: {words}")
+    return Division(tuple(run.file for run in runs), tuple(held), f"{label_of(data)}: {words}")
+
+
+def held_out(
+    data: DataSource, holdout: float | DataSource, specs: Sequence[InputSpec], batch: int, most: int
+) -> Batches:
+    """Return the first held-out runs, at most `most`; of all runs if none are held out.
+
+    Raises
+    ------
+    DataError
+        As `load_feeds` does.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxlr-held-out-") as name:
+        division = divide(Path(name), data, holdout, specs, batch)
+        pairs = zip(division.files, division.held, strict=True)
+        held = [file for file, is_held in pairs if is_held]
+        feeds = [read_arrays(Path(file)) for file in (held or division.files)[:most]]
+    words = "held-out inputs" if held else "inputs (none are held out)"
+    return Batches(feeds, f"{words} of {label_of(data)}")
 
 
 @dataclass(frozen=True)
@@ -108,10 +128,6 @@ def _spread(count: int, fraction: float) -> list[bool]:
         return [False] * count
     chosen = min(max(round(fraction * count), 1), count - 1)
     return [(i + 1) * chosen // count > i * chosen // count for i in range(count)]
-
-
-def _label(source: DataSource) -> str:
-    return str(source) if isinstance(source, str | Path) else "the given data"
 
 
 def _counted(runs: Sequence[_Run]) -> str:

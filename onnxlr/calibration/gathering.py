@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxlr.calibration.data import DataSource
+from onnxlr.calibration.data import Batches, DataSource
+from onnxlr.calibration.division import held_out
 from onnxlr.calibration.importance import Importance, ImportanceSource, load_importance
-from onnxlr.calibration.observation import observe
+from onnxlr.calibration.observation import RUN_SAMPLES, observe
+from onnxlr.calibration.signature import signature
 from onnxlr.errors import UsageError
 from onnxlr.evidence import Knowledge
 from onnxlr.layers import Layer, layer_keys
@@ -17,6 +19,9 @@ from onnxlr.progress import Progress, silent
 from onnxlr.statistics import Statistics
 
 __all__ = ["HOLDOUT", "Sources", "gather"]
+
+_COMPARED = 8
+"""Most held-out runs that models are compared on where no other data is given."""
 
 HOLDOUT = 0.2
 """Part of the calibration data that is kept apart to judge by."""
@@ -54,6 +59,13 @@ class Sources:
         """Whether there is something to know the layers' inputs by."""
         return self.calibration is not None or self.statistics is not None
 
+    def held_out(self, model: Model) -> Batches:
+        """Return the first held-out runs of the calibration data, to compare models on."""
+        if self.calibration is None:
+            raise ValueError("there is no calibration data")
+        specs = signature(model)
+        return held_out(self.calibration, self.holdout, specs, RUN_SAMPLES, _COMPARED)
+
     def check(self) -> None:
         """Refuse sources that contradict each other; raises UsageError."""
         if self.calibration is not None:
@@ -70,8 +82,9 @@ def gather(
     sources: Sources,
     isolate: bool = True,
     progress: Progress = silent,
+    meant: Sequence[Layer] | None = None,
 ) -> Knowledge:
-    """Return what is known of the layers.
+    """Return what is known of a model's layers; of those that are meant, if some are.
 
     Raises
     ------
@@ -81,15 +94,16 @@ def gather(
         If the model cannot be run, or a weight not be read.
     """
     sources.check()
+    meant = layers if meant is None else meant
     statistics = None
     if sources.statistics is not None:
         given = sources.statistics
         statistics = given if isinstance(given, Statistics) else Statistics.load(given)
-        statistics.check(model, layers)
+        statistics.check(model, meant)
     elif sources.calibration is not None:
         statistics = observe(
             model,
-            layers,
+            meant,
             sources.calibration,
             holdout=sources.holdout,
             mask=sources.mask,
@@ -99,5 +113,5 @@ def gather(
     importance = Importance()
     if sources.importance is not None:
         importance = load_importance(sources.importance, layers)
-    keys = layer_keys(model, layers) if statistics is not None else {}
+    keys = layer_keys(model, meant) if statistics is not None else {}
     return Knowledge(statistics, keys, importance.entries, importance.gradients)

@@ -84,7 +84,7 @@ def make_plan(
     layers = find_layers(model)
     request.selection.check(layers)
     meant = [layer for layer in layers if kept(layer, request) is None]
-    knowledge = gather(model, meant, sources, isolate, progress)
+    knowledge = gather(model, layers, sources, isolate, progress, meant)
     _check_known(request, knowledge)
     options = None
     if request.allocate == "global":
@@ -126,7 +126,7 @@ def take_plan(
     layers = find_layers(model)
     observed = plan.observed if sources.statistics is None else None
     meant = [layer for layer in layers if observed is None or layer.name in observed]
-    knowledge = gather(model, meant, sources, isolate, progress)
+    knowledge = gather(model, layers, sources, isolate, progress, meant)
     if plan.sequential:
         check_plan(model, layers, plan, knowledge)
         written = {name for name, choice in plan.layers.items() if not choice.keeps}
@@ -177,6 +177,12 @@ def _check_known(request: Request, knowledge: Knowledge) -> None:
             raise UsageError(
                 f"{what} needs statistics of the layers' inputs: give --calibration or --statistics"
             )
+    heeded = request.metric in ("fisher", "fisher-rows", "kfac")
+    if not heeded and (knowledge.importance or knowledge.output_covariance):
+        raise UsageError(
+            f"importance is given, but metric {request.metric or 'activation or frobenius'} does "
+            "not use it: give --metric fisher, fisher-rows or kfac"
+        )
     if request.metric in ("fisher", "fisher-rows") and not knowledge.importance:
         raise UsageError(f"metric {request.metric} needs importance: give --importance")
     if request.metric == "kfac" and not knowledge.output_covariance:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from math import inf, isnan, nan
 from pathlib import Path
 
-from onnxlr.calibration import DataSource, load_feeds, random_feeds, signature
+from onnxlr.calibration import DataSource, label_of, load_feeds, random_feeds, signature
 from onnxlr.errors import DataError, RuntimeFailureError
 from onnxlr.progress import Progress, silent
 from onnxlr.runtime import LEVELS, Outcome
@@ -113,8 +113,7 @@ def _run_original(
     name = subject.original.name
     if data is not None:
         feeds = run.store(load_feeds(data, signature(subject.original)))
-        label = str(data) if isinstance(data, str | Path) else "the given data"
-        description = f"{label}: {len(feeds)} run{'s' if len(feeds) != 1 else ''}"
+        description = f"{label_of(data)}: {len(feeds)} run{'s' if len(feeds) != 1 else ''}"
         return description, feeds, run.model(subject.original_file, name, "original", feeds)
     problem: RuntimeFailureError | None = None
     for description, attempt in random_feeds(subject.original, seed):

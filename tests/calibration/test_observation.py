@@ -300,10 +300,16 @@ def test_nothing_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_model_that_cannot_run_is_named() -> None:
     model = classifier()
-    # before the layers: what lies behind the last of them is not run
-    model.graph.node.insert(0, helper.make_node("Reshape", ["x", "shape"], ["r"]))
-    model.graph.node[1].input[0] = "r"
+    # before a layer: what lies behind the last of them is not run
+    nodes = [
+        helper.make_node("Reshape", ["logits", "shape"], ["r"]),
+        helper.make_node("MatMul", ["r", "w4"], ["more"], name="last"),
+    ]
+    model.graph.node.extend(nodes)
     model.graph.initializer.append(numpy_helper.from_array(np.array([7, 13]), "shape"))
+    weight = np.ones((13, 2), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w4"))
+    model.graph.output.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [7, 2]))
     model.graph.name = "mine"
     with pytest.raises(RuntimeFailureError, match=r"'mine': ONNX Runtime .* cannot run it"):
         seen(model, {"x": samples(4)}, isolate=True)

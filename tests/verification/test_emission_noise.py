@@ -12,7 +12,8 @@ from onnxlr.model import open_model
 from onnxlr.progress import silent
 from onnxlr.runtime import Outcome, store_arrays
 from onnxlr.verification import Subject
-from onnxlr.verification.proof import _emission, _noise, _notes, _Runs
+from onnxlr.verification.proof import _emission, _noise, _notes
+from onnxlr.verification.runs import Runs as _Runs
 from tests.fixtures import runnable_model
 
 OUTCOME = Outcome("a runtime", ("y",))
