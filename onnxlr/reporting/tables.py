@@ -136,6 +136,16 @@ class _Column:
     of: Callable[[LayerRecord], str]
 
 
+_UNMEASURED = (
+    _Column("shape", "", lambda record: _shape(record.shape)),
+    _Column(
+        "error",
+        "relative Frobenius error of the weight",
+        lambda record: _number(record.error),
+    ),
+)
+"""What is known without calibration; with it, the error of the outputs says more."""
+
 _MEASURED = (
     _Column(
         "output",
@@ -164,21 +174,21 @@ def _print_records(console: Console, records: tuple[LayerRecord, ...]) -> None:
     rewritten = [record for record in records if not record.choice.keeps]
     if rewritten:
         measured = [column for column in _MEASURED if any(column.of(r) for r in rewritten)]
-        names = [column.name for column in measured]
-        table = _table("layer", "shape", "method", "error", *names, "bytes", "of before")
+        columns = (*(_UNMEASURED if not measured else ()), *measured)
+        titles = [column.name for column in columns]
+        table = _table(
+            "layer", "method", *titles, "bytes", "of before", right=(*titles, "bytes", "of before")
+        )
         for record in rewritten:
             table.add_row(
                 shown(record.name),
-                _shape(record.shape),
                 record.choice.summary,
-                _number(record.error),
-                *(column.of(record) for column in measured),
+                *(column.of(record) for column in columns),
                 _size(record.bytes_after),
                 f"{record.bytes_after / max(record.bytes_before, 1):.0%}",
             )
         console.print(table)
-        words = ["error: relative Frobenius error of the weight"]
-        words += [f"{column.name}: {column.meaning}" for column in measured]
+        words = [f"{column.name}: {column.meaning}" for column in columns if column.meaning]
         console.print(f"[dim]{'; '.join(words)}[/]")
     _print_reasons(console, [r.choice.reason or "kept" for r in records if r.choice.keeps])
 
