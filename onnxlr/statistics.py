@@ -24,6 +24,9 @@ __all__ = ["LayerStatistics", "Moments", "PairMoments", "Statistics"]
 
 _SCHEMA = 1
 _CONTENTS = "statistics.json"
+_TRIANGLE = ".triangle.npy"
+"""End of the names of arrays of which only the upper triangles are kept."""
+
 _DATE = (1980, 1, 1, 0, 0, 0)
 """The date of every entry of a file, so that the same content is the same bytes."""
 
@@ -222,7 +225,10 @@ class Statistics:
             def store(key: str, array: npt.NDArray[Any]) -> None:
                 if key not in stored:  # layers that share their data share the array
                     stored.add(key)
-                    with archive.open(_entry(f"{key}.npy"), "w", force_zip64=True) as stream:
+                    name = f"{key}.npy"
+                    if _is_symmetric(array):
+                        name, array = f"{key}{_TRIANGLE}", _triangle(array)
+                    with archive.open(_entry(name), "w", force_zip64=True) as stream:
                         np.lib.format.write_array(stream, array, allow_pickle=False)
 
             contents = self._contents(store)
@@ -279,6 +285,26 @@ def _keep_nothing(_key: str, _array: npt.NDArray[Any]) -> None:
     """Store no array: the hashes are enough."""
 
 
+def _is_symmetric(array: npt.NDArray[Any]) -> bool:
+    square = array.ndim == 3 and array.shape[1] == array.shape[2] > 1
+    return square and np.array_equal(array, array.swapaxes(1, 2))
+
+
+def _triangle(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the upper triangles of symmetric matrices, `(groups, n (n + 1) / 2)`."""
+    return np.stack([matrix[np.triu_indices(len(matrix))] for matrix in array])
+
+
+def _from_triangle(halves: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the symmetric matrices of upper triangles."""
+    size = int((np.sqrt(8 * halves.shape[1] + 1) - 1) / 2)
+    whole = np.empty((len(halves), size, size), halves.dtype)
+    rows, columns = np.triu_indices(size)
+    whole[:, rows, columns] = halves
+    whole[:, columns, rows] = halves
+    return whole
+
+
 def _entry(name: str) -> zipfile.ZipInfo:
     return zipfile.ZipInfo(name, _DATE)
 
@@ -313,11 +339,14 @@ def _read(archive: zipfile.ZipFile) -> Statistics:
     if values.get("schema") != _SCHEMA:
         raise ValueError(f"it has schema {values.get('schema')}, expected {_SCHEMA}")
     known: dict[str, npt.NDArray[Any]] = {}
+    names = set(archive.namelist())
 
     def get(key: str) -> npt.NDArray[Any]:
         if key not in known:
-            stream = io.BytesIO(archive.read(f"{key}.npy"))
-            known[key] = np.lib.format.read_array(stream, allow_pickle=False)
+            is_half = f"{key}{_TRIANGLE}" in names
+            stream = io.BytesIO(archive.read(f"{key}{_TRIANGLE if is_half else '.npy'}"))
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+            known[key] = _from_triangle(array) if is_half else array
             if _hash(known[key]) != key:
                 raise ValueError(f"array {key[:12]}… has other numbers than when it was written")
         return known[key]
