@@ -27,6 +27,7 @@ class CastWeights:
     """Stored codes, cast to the model's float type and multiplied by their scales."""
 
     name = "cast"
+    activations = "float"
 
     def refuses(self, context: Context, place: Place) -> str | None:
         """Refuse what is packed, or in the model's type already, and data that is not float."""

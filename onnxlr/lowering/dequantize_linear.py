@@ -37,6 +37,7 @@ class DequantizeLinear:
     """The standard's own way of writing a quantised weight."""
 
     name = "dequantize_linear"
+    activations = "dynamic_int8"
 
     def refuses(self, context: Context, place: Place) -> str | None:
         """Refuse below the opset floors, and where ONNX Runtime would not do what was asked."""

@@ -38,6 +38,7 @@ class DynamicInt8:
     """DynamicQuantizeLinear, MatMulInteger, and the sums scaled."""
 
     name = "dynamic_int8"
+    activations = "dynamic_int8"
 
     def refuses(self, context: Context, place: Place) -> str | None:
         """Refuse other activations, convolutions, and what is below the opset floor."""

@@ -21,6 +21,7 @@ class FloatWeights:
     """The plain way: what the model does already, with other numbers."""
 
     name = "float"
+    activations = "float"
 
     def refuses(self, context: Context, place: Place) -> str | None:
         """Refuse numbers kept in another type than the model's."""

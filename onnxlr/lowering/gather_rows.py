@@ -26,6 +26,7 @@ class GatherRows:
     """Gathers of codes, scales and zero points: the table is never decoded whole."""
 
     name = "gather_rows"
+    activations = "float"
 
     def refuses(self, context: Context, place: Place) -> str | None:
         """Refuse everything but tables in another type than the model's."""

@@ -16,9 +16,18 @@ __all__ = ["Lowering", "shared_operand"]
 
 
 class Lowering(Protocol):
-    """Writes a stage as ONNX nodes."""
+    """Writes a stage as ONNX nodes.
+
+    Attributes
+    ----------
+    name
+        What messages call it.
+    activations
+        What it computes the data in, one of `ACTIVATIONS`.
+    """
 
     name: str
+    activations: str
 
     def refuses(self, context: Context, place: Place) -> str | None:
         """Return why the place's stage cannot be written this way, None if it can."""

@@ -42,16 +42,16 @@ class MatMulNBits:
 
     def __init__(self, activations: str) -> None:
         self.name = f"matmul_nbits of {activations} data"
-        self._activations = activations
+        self.activations = activations
 
     def refuses(self, context: Context, place: Place) -> str | None:
         """Refuse what is not one matrix of integers in groups along the sum."""
         kept = place.stage.weight.format
-        if context.activations != self._activations:
+        if context.activations != self.activations:
             return f"{context.activations} data was asked"
         if kept.is_float:
             return f"its numbers are kept as {kept.kind}, not as integers"
-        if self._activations == "float" and kept.kind != "int4":
+        if self.activations == "float" and kept.kind != "int4":
             return f"ONNX Runtime takes ten times as long as in float for {kept.kind} numbers"
         if reason := refuses_rows(place):
             return reason
@@ -72,7 +72,7 @@ class MatMulNBits:
             "N": outputs,
             "bits": weight.format.bits,
             "block_size": weight.format.group,
-            "accuracy_level": _LEVELS[self._activations],
+            "accuracy_level": _LEVELS[self.activations],
         }
         constants = [
             nodes.constant(values, place, hint) for hint, values in _packed(weight, nodes.dtype)

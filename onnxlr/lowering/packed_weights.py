@@ -29,6 +29,7 @@ class PackedWeights:
     """Packed codes and zero points, unpacked, and multiplied by their scales."""
 
     name = "packed"
+    activations = "float"
 
     def refuses(self, context: Context, place: Place) -> str | None:
         """Refuse numbers of whole bytes, and data that is not float."""

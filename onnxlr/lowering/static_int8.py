@@ -46,6 +46,7 @@ class StaticInt8:
     """QuantizeLinear with known ranges before MatMulInteger, or around a convolution."""
 
     name = "static_int8"
+    activations = "static_int8"
 
     def refuses(self, context: Context, place: Place) -> str | None:
         """Refuse other activations, unknown ranges, and what is below the opset floor."""

@@ -50,10 +50,11 @@ class Target:
             reason = lowering.refuses(context, place)
             if reason is None:
                 return lowering
-            reasons.append(f"{lowering.name}: {reason}")
+            if lowering.activations == context.activations:  # others cannot do what was asked
+                reasons.append(f"{lowering.name}: {reason}")
         raise LoweringRefusedError(
-            f"target {self.name} cannot write a {place.stage.weight.format.kind} stage here "
-            f"({'; '.join(reasons)})"
+            f"target {self.name} cannot write {place.stage.weight.format} numbers with "
+            f"{context.activations} data here ({'; '.join(reasons)})"
         )
 
 

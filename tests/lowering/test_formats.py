@@ -152,8 +152,8 @@ def test_bytes_on_disk_are_codes_and_scales():
         ("int8", {"activations": "dynamic_int8"}, Layout.CONVOLUTION, "convolution"),
         ("int8", {"activations": "dynamic_int8", "opset": 10}, Layout.LAST, "opset 11"),
         ("int8", {"activations": "static_int8"}, Layout.LAST, "give calibration data"),
-        ("float32", {"activations": "dynamic_int8"}, Layout.LAST, "dynamic_int8 was asked"),
-        ("int8", {"activations": "dynamic_int8"}, Layout.ROWS, "no data to round"),
+        ("float32", {"activations": "dynamic_int8"}, Layout.LAST, "float32 numbers with dynamic_int8 data"),
+        ("int8", {"activations": "dynamic_int8"}, Layout.ROWS, "a table of rows"),
         ("float32", {}, Layout.ROWS, "float32 already"),
     ],
 )
