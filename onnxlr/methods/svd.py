@@ -117,8 +117,9 @@ def _fit(form: Matricisation, options: SvdOptions, setting: Setting) -> _Fit:
     metric = setting.metric
     spectrum = Spectrum.of(form.matrices(), form.weighings(metric))
     rank = _rank(spectrum, options, setting, form)
-    # Only then the spectrum says what the chain's error is.
-    is_exact = form.is_whole and metric.name != "fisher" and setting.format.is_float
+    # Only then the spectrum says what the factors' error is, before they are rounded.
+    is_spectral = form.is_whole and metric.name != "fisher" and setting.format.is_float
+    is_exact = is_spectral and setting.format.kind in ("float32", "float64")
 
     def build(candidate: int) -> _Fit:
         left, right = spectrum.factors(candidate)
@@ -134,7 +135,7 @@ def _fit(form: Matricisation, options: SvdOptions, setting: Setting) -> _Fit:
         return _Fit(chain, candidate, error, chain.cost.bytes)
 
     fit = build(rank)
-    if not options.limits_error or fit.error <= options.error_limit or is_exact:
+    if not options.limits_error or fit.error <= options.error_limit or is_spectral:
         return fit
     return _within_error(build, rank, spectrum.full_rank, options, setting)
 
