@@ -152,7 +152,12 @@ def test_bytes_on_disk_are_codes_and_scales():
         ("int8", {"activations": "dynamic_int8"}, Layout.CONVOLUTION, "convolution"),
         ("int8", {"activations": "dynamic_int8", "opset": 10}, Layout.LAST, "opset 11"),
         ("int8", {"activations": "static_int8"}, Layout.LAST, "give calibration data"),
-        ("float32", {"activations": "dynamic_int8"}, Layout.LAST, "float32 numbers with dynamic_int8 data"),
+        (
+            "float32",
+            {"activations": "dynamic_int8"},
+            Layout.LAST,
+            "float32 numbers with dynamic_int8",
+        ),
         ("int8", {"activations": "dynamic_int8"}, Layout.ROWS, "a table of rows"),
         ("float32", {}, Layout.ROWS, "float32 already"),
     ],

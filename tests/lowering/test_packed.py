@@ -209,5 +209,5 @@ def test_other_data_is_refused(activations):
     model = model_of(
         [helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": x}, ["y"], {"w": weight}
     )
-    with pytest.raises(LoweringRefusedError, match=f"int4 in groups of 32 numbers with {activations} data"):
+    with pytest.raises(LoweringRefusedError, match=f"of 32 numbers with {activations} data"):
         written(model, [stage_of(weight, Format("int4", 32))], "onnx", activations)
