@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-lowest lint format clean
+# What `make test-lowest` runs, and where the op library is built from.
+LOWEST ?= tests
+ops_sources := pyproject.toml $(wildcard custom_ops/*.* custom_ops/cmake/*.* custom_ops/kernels/*.*)
+
+.PHONY: demo test test-all test-lowest test-package sanitize aarch64 bench-operators lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py
@@ -16,7 +20,24 @@ test-all: $(VENV)/.installed-test
 
 # The lowest versions that pyproject.toml declares, in an environment of their own.
 test-lowest: $(VENV)-lowest/.installed
-	$(VENV)-lowest/bin/python -m pytest -n auto -m "not slow and not models"
+	$(VENV)-lowest/bin/python -m pytest -n auto -m "not slow and not models" $(LOWEST)
+
+# The wheel as users get it, with and without a compiler.
+test-package: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/operators/test_package.py
+
+# The op library under the address, undefined behaviour and thread sanitizers.
+sanitize: $(VENV)/.installed-test
+	$(BIN)/python tools/sanitize.py
+
+# The op library on emulated processors, ARM and older x86-64: needs g++-aarch64-linux-gnu and
+# qemu-user-static.
+aarch64: $(VENV)/.installed-test
+	$(BIN)/python tools/check_aarch64.py
+
+# The operators beside ONNX Runtime's own.
+bench-operators: $(VENV)/.installed-test
+	$(BIN)/python tools/bench_operators.py
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
@@ -35,11 +56,11 @@ $(BIN)/python:
 	  echo "No virtual environment could be made: Debian and Ubuntu need 'apt install python3-venv'."; \
 	  exit 1; }
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
+$(VENV)/.installed: $(ops_sources) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-test: $(ops_sources) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,measure]'
 	touch $@
 
@@ -47,7 +68,7 @@ $(VENV)/.installed-lint: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
 	touch $@
 
-$(VENV)-lowest/.installed: pyproject.toml tests/lowest.txt
+$(VENV)-lowest/.installed: $(ops_sources) tests/lowest.txt
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint tests/lowest.txt --editable '.[test]'

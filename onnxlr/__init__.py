@@ -4,6 +4,8 @@ from onnxlr.delivery import RewriteResult
 from onnxlr.errors import (
     DataError,
     ExitCode,
+    LibraryError,
+    LibraryMissingError,
     ModelError,
     NothingRewrittenError,
     OnnxlrError,
@@ -18,6 +20,7 @@ from onnxlr.model import Model
 from onnxlr.model import open_model as open  # noqa: A004  (onnxlr.open reads as what it does)
 from onnxlr.pipeline import decompose, inspect, observe, plan, rewrite, verify
 from onnxlr.plan import Plan
+from onnxlr.runtime import OpsDescription, describe_ops, get_library_path, register_ops, session
 from onnxlr.stages import Chain
 from onnxlr.statistics import Statistics
 from onnxlr.verification import Report
@@ -29,11 +32,14 @@ __all__ = [
     "Chain",
     "DataError",
     "ExitCode",
+    "LibraryError",
+    "LibraryMissingError",
     "Model",
     "ModelError",
     "NothingRewrittenError",
     "OnnxlrError",
     "OnnxlrWarning",
+    "OpsDescription",
     "OutputError",
     "Plan",
     "PlanError",
@@ -45,10 +51,14 @@ __all__ = [
     "VerificationError",
     "__version__",
     "decompose",
+    "describe_ops",
+    "get_library_path",
     "inspect",
     "observe",
     "open",
     "plan",
+    "register_ops",
     "rewrite",
+    "session",
     "verify",
 ]

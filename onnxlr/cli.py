@@ -6,11 +6,9 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, make_dataclass
-from inspect import getdoc
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, Parameter
 
@@ -18,11 +16,25 @@ from onnxlr import pipeline
 from onnxlr.calibration import HOLDOUT
 from onnxlr.console import explain, heed_signals, out, print_json, progress_bars, show_warning
 from onnxlr.errors import ExitCode, OutputError, VerificationError
+from onnxlr.flags import (
+    AS_USUAL,
+    FLAT,
+    NOTHING,
+    Fitting,
+    Json,
+    Known,
+    Patterns,
+    Seed,
+    Switch,
+    given,
+    with_method_flags,
+)
 from onnxlr.methods import METHODS
 from onnxlr.methods.budget import DEFAULT_MAX_ERROR
 from onnxlr.model.saving import check_output, write_text
 from onnxlr.reporting import (
     print_inspection,
+    print_ops,
     print_plan,
     print_report,
     print_rewrite,
@@ -32,25 +44,11 @@ from onnxlr.reporting import (
     to_document,
     tolerate_encodings,
 )
+from onnxlr.runtime import describe_ops
 from onnxlr.verification import DEFAULT_TOLERANCE
 from onnxlr.version import VERSION
 
 __all__ = ["main"]
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-Json = Annotated[bool, Parameter("--json", negative=())]
-Switch = Annotated[bool, Parameter(negative=())]
-Patterns = Annotated[Sequence[str], Parameter(negative=())]
-
-
-def _whole(_: object, tokens: Sequence[Any]) -> int:
-    """Read a whole number; cyclopts would round 1.5."""
-    return int(tokens[0].value)
-
-
-WHOLE = Parameter(converter=_whole)
-FLAT = Parameter(name="*")
-Seed = Annotated[int, WHOLE]
 
 app = App(
     name="onnxlr",
@@ -64,106 +62,6 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """How layers are fitted and kept, beside the method's own options.
-
-    Attributes
-    ----------
-    format
-        How factors are kept: float32, float16, int8, int4, int2; the weight's own type if not
-        given.
-    group_size
-        Inputs that share a scale: 0 (all), 32, 64 or 128; 0 for int8 and 32 for int4 and int2 if
-        not given.
-    rounding
-        nearest, or gptq, which needs calibration.
-    activations
-        What the data of int8, int4 and int2 layers is computed in: float; dynamic_int8, rounded as
-        it comes; static_int8, rounded to ranges seen in calibration.
-    target
-        onnx: standard operators, any runtime; ort: also ONNX Runtime's own operators.
-    metric
-        What error is measured in: frobenius, activation, fisher-rows, fisher, kfac; activation
-        where there are statistics if not given.
-    solver
-        Of metric fisher: als, em, adam-sgd.
-    allocate
-        uniform: the budget holds for each layer; global: a ratio holds for all together.
-    sequential
-        Fit each layer behind those that were rewritten before it.
-    bias_correction
-        Correct the mean of outputs where held-out inputs say that it pays.
-    """
-
-    format: str | None = None
-    group_size: Annotated[int | None, WHOLE] = None
-    rounding: str | None = None
-    activations: str = "float"
-    target: str = "onnx"
-    metric: str | None = None
-    solver: str | None = None
-    allocate: str = "uniform"
-    sequential: Switch = False
-    bias_correction: bool = True
-
-
-@dataclass(frozen=True)
-class Known:
-    """Where knowledge of the layers comes from.
-
-    Attributes
-    ----------
-    calibration
-        Inputs like those the model will meet: .npz, .npy, a folder of them, or module:function.
-    holdout
-        Fraction of the calibration runs to judge by, or data of its own.
-    mask
-        Input that is 0 where positions do not count, such as attention_mask.
-    statistics
-        What `onnxlr observe` made; --calibration is then needed for --allocate global and
-        --sequential only.
-    importance
-        .npz file with the importance of each entry under a weight's name.
-    """
-
-    calibration: str | None = None
-    holdout: float | str = HOLDOUT
-    mask: str | None = None
-    statistics: Path | None = None
-    importance: Path | None = None
-
-
-def _with_method_flags(function: Function) -> Function:
-    """Give a command's parameter `flags` one flag for each option of each method."""
-    flags: dict[str, Any] = {}
-    documentation = ["Options of the methods.", "", "Attributes", "----------"]
-    for method in METHODS.values():
-        hints = get_type_hints(method.options)
-        flags |= {name: _flag(hints[name]) for name in method.options.__dataclass_fields__}
-        documentation += [_attributes(kind) for kind in reversed(method.options.__mro__)]
-    members = [(name, hint, field(default=None)) for name, hint in flags.items()]
-    kind = make_dataclass("MethodFlags", members)
-    # cyclopts opens up classes of any module but the standard library's, which this would count to.
-    kind.__module__, kind.__doc__ = __name__, "\n".join(documentation)
-    function.__annotations__["flags"] = Annotated[kind, Parameter(name="*")]
-    return function
-
-
-def _attributes(kind: type) -> str:
-    """Return what a class's own docstring says of its attributes."""
-    text = getdoc(kind) if "__doc__" in vars(kind) else None
-    return (text or "").partition("----------\n")[2]
-
-
-def _flag(hint: Any) -> Any:
-    return Annotated[hint, WHOLE] if int in get_args(hint) else hint
-
-
-def _given(flags: Any) -> dict[str, Any]:
-    return {} if flags is None else {k: v for k, v in vars(flags).items() if v is not None}
 
 
 @app.command
@@ -225,7 +123,7 @@ def observe(
 
 
 @app.command
-@_with_method_flags
+@with_method_flags
 def plan(
     model: Path,
     *,
@@ -234,8 +132,8 @@ def plan(
     flags: Any = None,
     layers: Patterns = (),
     skip: Patterns = (),
-    fitting: Annotated[Fitting, FLAT] = Fitting(),
-    known: Annotated[Known, FLAT] = Known(),
+    fitting: Annotated[Fitting, FLAT] = AS_USUAL,
+    known: Annotated[Known, FLAT] = NOTHING,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -270,7 +168,7 @@ def plan(
             **vars(known),
             seed=seed,
             progress=progress,
-            **_given(flags),
+            **given(flags),
         )
     if output is not None:
         write_text(output, made.dumps() + "\n")
@@ -282,7 +180,7 @@ def plan(
 
 
 @app.command
-@_with_method_flags
+@with_method_flags
 def rewrite(
     model: Path,
     *,
@@ -292,8 +190,8 @@ def rewrite(
     flags: Any = None,
     layers: Patterns = (),
     skip: Patterns = (),
-    fitting: Annotated[Fitting, FLAT] = Fitting(),
-    known: Annotated[Known, FLAT] = Known(),
+    fitting: Annotated[Fitting, FLAT] = AS_USUAL,
+    known: Annotated[Known, FLAT] = NOTHING,
     tolerance: str = DEFAULT_TOLERANCE,
     data: str | None = None,
     seed: Seed = 0,
@@ -357,7 +255,7 @@ def rewrite(
                 require_change=require_change,
                 keep=keep,
                 progress=progress,
-                **_given(flags),
+                **given(flags),
             )
     except VerificationError as error:
         _publish(to_document("rewrite", error.result), report, as_json)
@@ -402,14 +300,14 @@ def _exists(path: str) -> bool:
 
 
 def _budget(method: str, flags: Any, allocate: str) -> str:
-    given = [f"{name} {value}" for name, value in _given(flags).items()]
+    budget = [f"{name} {value}" for name, value in given(flags).items()]
     options = METHODS.get(method, METHODS["svd"]).options.__dataclass_fields__
-    if not given and "max_error" in options:
-        given = [f"max_error {DEFAULT_MAX_ERROR}"]
-    if not given:
+    if not budget and "max_error" in options:
+        budget = [f"max_error {DEFAULT_MAX_ERROR}"]
+    if not budget:
         return method
     where = "for all layers together" if allocate == "global" else "per layer"
-    return f"{method}, {', '.join(given)} {where}"
+    return f"{method}, {', '.join(budget)} {where}"
 
 
 def _publish(document: dict[str, Any], report: Path | None, as_json: bool) -> None:
@@ -428,7 +326,7 @@ def verify(
     *,
     data: str | None = None,
     tolerance: str = DEFAULT_TOLERANCE,
-    known: Annotated[Known, FLAT] = Known(),
+    known: Annotated[Known, FLAT] = NOTHING,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -469,6 +367,22 @@ def verify(
         first, *others = report.failures
         more = f" (and {len(others)} more)" if others else ""
         raise VerificationError(f"{rewritten}: {first}{more}", report)
+
+
+@app.command
+def ops(*, as_json: Json = False) -> None:
+    """Tell where the op library is, what it runs on, or why there is none.
+
+    Parameters
+    ----------
+    as_json
+        Print JSON (schema onnxlr.ops/1) instead of text.
+    """
+    found = describe_ops()
+    if as_json:
+        print_json(to_document("ops", found))
+    else:
+        print_ops(out, found)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = [
     "DataError",
     "ExitCode",
+    "LibraryError",
+    "LibraryMissingError",
     "ModelError",
     "NothingRewrittenError",
     "OnnxlrError",
@@ -75,6 +77,14 @@ class ModelError(OnnxlrError):
 
 class RuntimeFailureError(ModelError):
     """A model that ONNX Runtime cannot load or run on the inputs it was given."""
+
+
+class LibraryError(ModelError):
+    """The op library cannot be used: it cannot be loaded, or is not where it should be."""
+
+
+class LibraryMissingError(LibraryError):
+    """There is no op library: none was built when onnxlr was installed, or it is turned off."""
 
 
 class NothingRewrittenError(OnnxlrError):

@@ -1,6 +1,7 @@
 """Results for people (tables) and for machines (JSON)."""
 
 from onnxlr.reporting.documents import error_document, summarise_statistics, to_document
+from onnxlr.reporting.library import print_ops
 from onnxlr.reporting.streams import Stream, tolerate_encodings
 from onnxlr.reporting.tables import (
     print_inspection,
@@ -15,6 +16,7 @@ __all__ = [
     "Stream",
     "error_document",
     "print_inspection",
+    "print_ops",
     "print_plan",
     "print_report",
     "print_rewrite",

@@ -2,17 +2,24 @@
 
 from onnxlr.runtime.execution import ExecutionError, open_runner, run_model
 from onnxlr.runtime.jobs import LEVELS, Job, Outcome, run_job, run_task
+from onnxlr.runtime.library import OpsDescription, describe_ops, get_library_path, register_ops
+from onnxlr.runtime.sessions import session
 from onnxlr.runtime.storage import read_arrays, store_arrays
 
 __all__ = [
     "LEVELS",
     "ExecutionError",
     "Job",
+    "OpsDescription",
     "Outcome",
+    "describe_ops",
+    "get_library_path",
     "open_runner",
     "read_arrays",
+    "register_ops",
     "run_job",
     "run_model",
     "run_task",
+    "session",
     "store_arrays",
 ]

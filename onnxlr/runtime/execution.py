@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +14,7 @@ import onnxruntime as ort
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from onnxlr.runtime.sessions import open_session
 from onnxlr.runtime.storage import read_arrays, store_arrays
 
 __all__ = ["LEVELS", "Edit", "ExecutionError", "Runner", "execute", "open_runner", "run_model"]
@@ -135,10 +134,8 @@ class _OrtRunner:
             proto = onnx.load(model, load_external_data=False)
             edit(proto)
             source = proto.SerializeToString()
-        with _inside(Path(model).absolute().parent if edit else Path()):
-            self._session = ort.InferenceSession(
-                source, options, providers=["CPUExecutionProvider"]
-            )
+        place = Path(model).absolute().parent if edit else None
+        self._session = open_session(source, options, place, providers=["CPUExecutionProvider"])
         values = (*self._session.get_inputs(), *self._session.get_outputs())
         if any("bfloat16" in value.type for value in values):
             raise NotImplementedError("NOT_IMPLEMENTED: it passes no bfloat16 to or from Python")
@@ -173,17 +170,6 @@ class _ReferenceRunner:
         if array.dtype.kind != "V":
             return array
         return array.view(helper.tensor_dtype_to_np_dtype(self._types[name]))
-
-
-@contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    """Make a folder the current one: where ONNX Runtime before 1.20 looks for external data."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def _add_outputs(proto: onnx.ModelProto, taps: Sequence[str]) -> None:

@@ -1,0 +1,382 @@
+// AMX int8: a tile of 16 rows by 64 int8 times a tile of 64 codes by 16 columns, sixteen cycles.
+//
+// Four tiles of sums: 32 rows by two panels, or up to 16 rows by four. Panels are decoded into a small
+// ring, two steps ahead of the products: what is loaded as a tile must have left the store buffer, or
+// the load waits for it. The vector units decode while the matrix unit multiplies, so that decoding
+// again for each 32 rows is free, and nothing but the ring has to stay in the first-level cache.
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/avx512vnni.h"
+#include "kernels/unrolled.h"
+#include "kernels/x86.h"
+
+#if defined(__GNUC__)
+#include <cpuid.h>
+#include <immintrin.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prfchw,amx-tile,amx-int8")
+#endif
+
+namespace onnxlr {
+namespace {
+
+constexpr int64_t kFewRows = 3;     // up to here AVX-512 is as fast
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kBandRows = 32;   // rows that are multiplied together
+constexpr int64_t kPassRows = 256;  // rows that pass over a panel before the next panel's turn
+constexpr int64_t kMostPanels = 4;
+constexpr int64_t kTileBytes = 1024;
+constexpr int64_t kAhead = 2;       // steps
+constexpr int64_t kSlots = 4;       // steps in the ring
+
+struct alignas(64) TileConfiguration {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+struct Scratch {
+  alignas(64) uint8_t ring[(kSlots + 1) * kMostPanels * kTileBytes];
+  alignas(64) int32_t sums[kBandRows * 2 * kPanelColumns];  // as many as 16 rows by four panels
+  alignas(64) float totals[kBandRows * 2 * kPanelColumns];
+};
+
+// Tiles 0 to 3 hold sums. With two row tiles 4 and 5 hold rows, 6 and 7 weights of two panels; with one,
+// 4 holds rows and 5 to 7 weights.
+// Steps have four blocks, or two where groups are that short.
+void configure(int64_t rows, int64_t step_blocks) {
+  TileConfiguration configuration;
+  const auto set = [&](int tile, int64_t tile_rows, int64_t bytes) {
+    configuration.rows[tile] = static_cast<uint8_t>(tile_rows);
+    configuration.row_bytes[tile] = static_cast<uint16_t>(bytes);
+  };
+  const bool two_row_tiles = rows > kTileRows;
+  const int64_t lower = two_row_tiles ? rows - kTileRows : rows;
+  const int64_t step_inputs = step_blocks * kBlockInputs;
+  for (int tile : {0, 1}) set(tile, std::min(rows, kTileRows), 64);
+  for (int tile : {2, 3}) set(tile, lower, 64);
+  for (int tile : {5, 6, 7}) set(tile, 4 * step_blocks, 64);
+  set(4, std::min(rows, kTileRows), step_inputs);
+  if (two_row_tiles) set(5, lower, step_inputs);
+  asm volatile("" ::: "memory");  // gcc 12 does not know that the instruction reads memory
+  _tile_loadconfig(&configuration);
+}
+
+// Rows and panels whose sums fit the tiles.
+struct Band {
+  const Weights& w;
+  const Int8Rows& rows;
+  Output out;
+  int64_t row, count;
+  int64_t panel;
+};
+
+ONNXLR_INLINE void zero_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+// A step of one panel: `blocks` blocks of 16 inputs to rows of a tile, four rows each. Tables turn the
+// codes of a nibble into -1, 0 and 1, so that sums need no correction.
+template <int blocks>
+ONNXLR_INLINE void decode_tile(const uint8_t* codes, uint8_t* tile) {
+  const __m512i low_code = _mm512_broadcast_i32x4(
+      _mm_setr_epi8(-1, 0, 1, 0, -1, 0, 1, 0, -1, 0, 1, 0, -1, 0, 1, 0));
+  const __m512i high_code = _mm512_broadcast_i32x4(
+      _mm_setr_epi8(-1, -1, -1, -1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0));
+  const __m512i nibble = _mm512_set1_epi32(0x0F0F0F0F);
+  unrolled<blocks>([&](auto i) {
+    const __m512i block = _mm512_load_si512(codes + i * kBlockBytes);
+    const __m512i low = _mm512_and_si512(block, nibble);
+    const __m512i high = _mm512_and_si512(_mm512_srli_epi32(block, 4), nibble);
+    uint8_t* rows = tile + 4 * i * kBlockBytes;
+    _mm512_store_si512(rows, _mm512_shuffle_epi8(low_code, low));
+    _mm512_store_si512(rows + kBlockBytes, _mm512_shuffle_epi8(high_code, low));
+    _mm512_store_si512(rows + 2 * kBlockBytes, _mm512_shuffle_epi8(low_code, high));
+    _mm512_store_si512(rows + 3 * kBlockBytes, _mm512_shuffle_epi8(high_code, high));
+  });
+}
+
+// P panels of one term, step by step. `B` is the number of blocks in a step.
+template <int P, int B>
+struct Codes {
+  static constexpr int64_t kStepBytes = B * kBlockBytes;   // of a panel, packed
+  static constexpr int64_t kTile = 4 * B * kBlockBytes;    // of a panel, decoded
+  static constexpr int64_t kSlot = P * kTile;
+
+  const uint8_t* first;  // the first panel
+  int64_t stride;        // to the next
+  uint8_t* ring;
+
+  uint8_t* slot(int64_t step) const { return ring + (step & (kSlots - 1)) * kSlot; }
+  uint8_t* last_slot() const { return ring + kSlots * kSlot; }  // of a last step that is not full
+
+  ONNXLR_INLINE void decode(int64_t step) const {
+    unrolled<P>([&](auto c) {
+      // What the next panels have at the same place.
+      const uint8_t* next = first + (P + c) * stride + step * kStepBytes;
+      unrolled<B>([&](auto i) {
+        _mm_prefetch(reinterpret_cast<const char*>(next + i * kBlockBytes), _MM_HINT_T1);
+      });
+      decode_tile<B>(first + c * stride + step * kStepBytes, slot(step) + c * kTile);
+    });
+  }
+
+  // A last step of fewer blocks: what is missing is zero.
+  void decode_last(int64_t step, int64_t blocks) const {
+    std::memset(last_slot(), 0, kSlot);
+    for (int64_t c = 0; c < P; ++c) {
+      for (int64_t i = 0; i < blocks; ++i) {
+        decode_tile<1>(first + c * stride + step * kStepBytes + i * kBlockBytes,
+                       last_slot() + c * kTile + 4 * i * kBlockBytes);
+      }
+    }
+  }
+};
+
+// A tile of inputs of each row, times the tiles of P panels in a slot.
+template <bool two_row_tiles, int P, int B>
+ONNXLR_INLINE void multiply_step(const int8_t* x, int64_t stride, const uint8_t* slot) {
+  constexpr int64_t kTile = Codes<P, B>::kTile;
+  if constexpr (two_row_tiles) {
+    _tile_loadd(6, slot, kBlockBytes);
+    _tile_loadd(4, x, stride);
+    _tile_dpbssd(0, 4, 6);
+    if constexpr (P > 1) {
+      _tile_loadd(7, slot + kTile, kBlockBytes);
+      _tile_dpbssd(1, 4, 7);
+    }
+    _tile_loadd(5, x + kTileRows * stride, stride);
+    _tile_dpbssd(2, 5, 6);
+    if constexpr (P > 1) _tile_dpbssd(3, 5, 7);
+  } else {
+    _tile_loadd(4, x, stride);
+    _tile_loadd(5, slot, kBlockBytes);
+    _tile_dpbssd(0, 4, 5);
+    if constexpr (P > 1) {
+      _tile_loadd(6, slot + kTile, kBlockBytes);
+      _tile_dpbssd(1, 4, 6);
+    }
+    if constexpr (P > 2) {
+      _tile_loadd(7, slot + 2 * kTile, kBlockBytes);
+      _tile_dpbssd(2, 4, 7);
+    }
+    if constexpr (P > 3) {
+      _tile_loadd(5, slot + 3 * kTile, kBlockBytes);
+      _tile_dpbssd(3, 4, 5);
+    }
+  }
+}
+
+// Steps first to last of a term, of which steps below `decoded_to` are decoded ahead here. A function
+// of its own, so that the compiler has registers enough for its addresses.
+template <bool two_row_tiles, int P, int B>
+ONNXLR_NOINLINE void multiply_steps(const Codes<P, B> codes, const int8_t* x, int64_t stride,
+                                    int64_t first, int64_t last, int64_t decoded_to) {
+  x += first * (B * kBlockInputs);
+  int64_t step = first;
+  for (; step < last && step + kAhead < decoded_to; ++step, x += B * kBlockInputs) {
+    codes.decode(step + kAhead);
+    multiply_step<two_row_tiles, P, B>(x, stride, codes.slot(step));
+  }
+  for (; step < last; ++step, x += B * kBlockInputs) {
+    const uint8_t* slot = step < decoded_to ? codes.slot(step) : codes.last_slot();
+    multiply_step<two_row_tiles, P, B>(x, stride, slot);
+  }
+}
+
+// sums[row][panel][16]
+template <bool two_row_tiles, int P>
+ONNXLR_INLINE void store_sums(int32_t* sums) {
+  constexpr int64_t kRow = P * kPanelColumns;
+  _tile_stored(0, sums, kRow * 4);
+  if constexpr (P > 1) _tile_stored(1, sums + kPanelColumns, kRow * 4);
+  if constexpr (two_row_tiles) {
+    _tile_stored(2, sums + kTileRows * kRow, kRow * 4);
+    if constexpr (P > 1) _tile_stored(3, sums + kTileRows * kRow + kPanelColumns, kRow * 4);
+  } else {
+    if constexpr (P > 2) _tile_stored(2, sums + 2 * kPanelColumns, kRow * 4);
+    if constexpr (P > 3) _tile_stored(3, sums + 3 * kPanelColumns, kRow * 4);
+  }
+}
+
+template <int P>
+ONNXLR_INLINE void load_scales(const Band& band, int64_t term, int64_t group, __m512 (&scale)[P]) {
+  const Weights& w = band.w;
+  unrolled<P>([&](auto c) {
+    scale[c] = _mm512_loadu_ps(
+        w.scales + (((band.panel + c) * w.terms + term) * w.groups + group) * kPanelColumns);
+  });
+}
+
+// totals = or += scale * sums
+template <int P, bool first>
+ONNXLR_INLINE void add_group(const Band& band, int64_t term, int64_t group, Scratch& scratch) {
+  __m512 scale[P];
+  load_scales<P>(band, term, group, scale);
+  const int32_t* sums = scratch.sums;
+  float* totals = scratch.totals;
+  const int64_t vectors = band.count * P;
+  const auto add = [&](int64_t v, __m512 column_scale) {
+    const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + v * kPanelColumns));
+    float* total = totals + v * kPanelColumns;
+    _mm512_store_ps(total, first ? _mm512_mul_ps(sum, column_scale)
+                                 : _mm512_fmadd_ps(sum, column_scale, _mm512_load_ps(total)));
+  };
+  int64_t v = 0;
+  for (; v + 4 * P <= vectors; v += 4 * P) {
+    unrolled<4 * P>([&](auto i) { add(v + i, scale[i % P]); });
+  }
+  for (; v < vectors; v += P) unrolled<P>([&](auto i) { add(v + i, scale[i]); });
+}
+
+// The last group of the last term: y = bias + range of the row * (totals + scale * sums). `alone` says
+// that there is no other group, and no totals.
+template <int P, bool alone>
+ONNXLR_INLINE void finish(const Band& band, const Scratch& scratch) {
+  const Weights& w = band.w;
+  __m512 scale[P], bias[P];
+  load_scales<P>(band, w.terms - 1, w.groups - 1, scale);
+  const int64_t n = band.panel * kPanelColumns;
+  const int64_t tail = std::min(P * kPanelColumns, w.outputs - n) - (P - 1) * kPanelColumns;
+  const __mmask16 last = static_cast<__mmask16>((1u << tail) - 1u);
+  unrolled<P>([&](auto c) { bias[c] = _mm512_loadu_ps(w.bias + n + c * kPanelColumns); });
+  const int32_t* sums = scratch.sums;
+  const float* totals = scratch.totals;
+  float* y = band.out.y + band.row * band.out.stride + n;
+  for (int64_t r = 0; r < band.count; ++r) {
+    const __m512 range = _mm512_set1_ps(band.rows.scales[band.row + r]);
+    unrolled<P>([&](auto c) {
+      const int64_t at = c * kPanelColumns;
+      const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + at));
+      const __m512 total = alone ? _mm512_mul_ps(sum, scale[c])
+                                 : _mm512_fmadd_ps(sum, scale[c], _mm512_load_ps(totals + at));
+      const __m512 value = _mm512_fmadd_ps(total, range, bias[c]);
+      if constexpr (c < P - 1) {
+        _mm512_storeu_ps(y + at, value);
+      } else {
+        _mm512_mask_storeu_ps(y + at, last, value);
+      }
+    });
+    sums += P * kPanelColumns;
+    totals += P * kPanelColumns;
+    y += band.out.stride;
+  }
+}
+
+template <bool two_row_tiles, int P, int B>
+void multiply_band(const Band& band, Scratch& scratch) {
+  const Weights& w = band.w;
+  // The lines of y are asked for now, and are there when the sums are done.
+  float* y = band.out.y + band.row * band.out.stride + band.panel * kPanelColumns;
+  for (int64_t r = 0; r < band.count; ++r, y += band.out.stride) {
+    unrolled<P>([&](auto c) { __builtin_prefetch(y + c * kPanelColumns, 1); });
+  }
+  const int8_t* x = band.rows.codes + band.row * band.rows.stride;
+  const int64_t panel_bytes = w.blocks * kBlockBytes;
+  const int64_t full_steps = w.blocks / B;
+  const int64_t steps = (w.blocks + B - 1) / B;
+  const int64_t group_steps = (w.group_blocks + B - 1) / B;
+  for (int64_t t = 0; t < w.terms; ++t) {
+    const Codes<P, B> codes{w.codes + (t * w.panels + band.panel) * panel_bytes, panel_bytes,
+                            scratch.ring};
+    for (int64_t s = 0; s < std::min(kAhead, full_steps); ++s) codes.decode(s);
+    if (steps > full_steps) codes.decode_last(full_steps, w.blocks - full_steps * B);
+    for (int64_t g = 0; g < w.groups; ++g) {
+      zero_sums();
+      multiply_steps<two_row_tiles, P, B>(codes, x, band.rows.stride, g * group_steps,
+                                          std::min((g + 1) * group_steps, steps), full_steps);
+      store_sums<two_row_tiles, P>(scratch.sums);
+      const bool first = t == 0 && g == 0;
+      const bool last = t == w.terms - 1 && g == w.groups - 1;
+      if (first && last) {
+        finish<P, true>(band, scratch);
+      } else if (last) {
+        finish<P, false>(band, scratch);
+      } else if (first) {
+        add_group<P, true>(band, t, g, scratch);
+      } else {
+        add_group<P, false>(band, t, g, scratch);
+      }
+    }
+  }
+}
+
+using BandFunction = void (*)(const Band&, Scratch&);
+
+// By blocks in a step, row tiles, panels.
+template <int B>
+constexpr BandFunction kBands[2][kMostPanels] = {
+    {multiply_band<false, 1, B>, multiply_band<false, 2, B>, multiply_band<false, 3, B>,
+     multiply_band<false, 4, B>},
+    {multiply_band<true, 1, B>, multiply_band<true, 2, B>, nullptr, nullptr}};
+
+// Bands of equal height, over all panels: as many bands at a time as keep the rows in the cache.
+void multiply_bands(const Weights& w, const Int8Rows& rows, int64_t row, int64_t bands,
+                    int64_t height, int64_t first_panel, int64_t last_panel, Output out,
+                    Scratch& scratch) {
+  const bool short_steps = w.group_blocks == 2;
+  const bool two_row_tiles = height > kTileRows;
+  const int64_t width = two_row_tiles ? 2 : kMostPanels;
+  configure(height, short_steps ? 2 : 4);
+  constexpr int64_t kPassBands = kPassRows / kBandRows;
+  for (int64_t pass = 0; pass < bands; pass += kPassBands) {
+    for (int64_t panel = first_panel; panel < last_panel; panel += width) {
+      const int64_t panels = std::min(width, last_panel - panel);
+      const BandFunction multiply = (short_steps ? kBands<2> : kBands<4>)[two_row_tiles][panels - 1];
+      for (int64_t band = pass; band < std::min(pass + kPassBands, bands); ++band) {
+        multiply({w, rows, out, row + band * height, height, panel}, scratch);
+      }
+    }
+  }
+}
+
+void multiply_int8_amx(const Weights& w, const Int8Rows& rows, int64_t first_panel,
+                       int64_t last_panel, Output out) {
+  if (rows.rows <= kFewRows) {
+    multiply_int8_avx512(w, rows, first_panel, last_panel, out);
+    return;
+  }
+  // Rows are split into bands of two heights at most: each height is a configuration of the tiles.
+  const int64_t bands = (rows.rows + kBandRows - 1) / kBandRows;
+  const int64_t height = rows.rows / bands;
+  const int64_t higher = rows.rows % bands;
+  Scratch scratch;
+  if (higher > 0) {
+    multiply_bands(w, rows, 0, higher, height + 1, first_panel, last_panel, out, scratch);
+  }
+  multiply_bands(w, rows, higher * (height + 1), bands - higher, height, first_panel, last_panel,
+                 out, scratch);
+  _tile_release();
+}
+
+}  // namespace
+
+const Kernels kAmxKernels = {"amx", quantize_avx512, multiply_int8_amx, multiply_float_avx512};
+
+bool has_amx() {
+#if defined(__linux__)
+  // The kernel hands out the tile registers on request, once for the process.
+  static const bool available = [] {
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+    const bool amx = (edx >> 24 & 1u) && (edx >> 25 & 1u);  // tiles, and int8 products
+    return amx && has_avx512vnni() &&
+           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return available;
+#else
+  return false;
+#endif
+}
+
+}  // namespace onnxlr

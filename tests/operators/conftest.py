@@ -1,0 +1,17 @@
+"""Every instruction set of this machine, one after the other."""
+
+from __future__ import annotations
+
+import pytest
+
+import onnxlr
+from tests.operators.oplibrary import installed_library
+
+
+@pytest.fixture(params=onnxlr.describe_ops().available or ("scalar",))
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Use one instruction set; kernels are chosen when a session is made."""
+    installed_library()
+    monkeypatch.setenv("ONNXLR_ISA", request.param)
+    assert onnxlr.describe_ops().isa == request.param
+    return str(request.param)
