@@ -305,15 +305,11 @@ class Knowledge:
         """Return what is known of a layer."""
         key = self.keys.get(layer.name)
         found = self.statistics.of(key) if self.statistics and key else None
-        importance = self.importance.get(layer.name)
-        gradients = self.output_covariance.get(layer.name)
-        if found is None:
-            return Evidence(None, None, importance, gradients)
         return Evidence(
-            found.fit,
-            found.holdout,
-            found.importance if importance is None else importance,
-            found.output_covariance if gradients is None else gradients,
+            None if found is None else found.fit,
+            None if found is None else found.holdout,
+            self.importance.get(layer.name),
+            self.output_covariance.get(layer.name),
         )
 
     def why_unobserved(self, layer: Layer) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def plan(
         sequential,
     )
     sources = Sources(calibration, holdout, mask, statistics, importance)
-    making = make_plan(opened, request, sources, lambda: _reopen(model), isolate, progress)
+    making = make_plan(opened, request, sources, partial(_reopen, model), isolate, progress)
     choices = {proposal.layer.name: proposal.choice for proposal in making.proposals}
     return making.plan(choices, opened.sha256)
 
@@ -299,7 +300,7 @@ def rewrite(
         sequential,
     )
     sources = Sources(calibration, holdout, mask, statistics, importance)
-    reopen = lambda: _reopen(model)  # noqa: E731
+    reopen = partial(_reopen, model)
     if plan is not None:
         given = plan if isinstance(plan, Plan) else Plan.read(Path(plan))
         if options or request != Request(seed=seed):
@@ -356,7 +357,7 @@ def verify(
     if data is None and sources.calibration is not None:
         data = sources.held_out(opened)
     conditions = Conditions(Tolerance.parse(tolerance), data, seed, isolate, progress)
-    return verify_files(opened, lambda: _reopen(original), Path(rewritten), sources, conditions)
+    return verify_files(opened, partial(_reopen, original), Path(rewritten), sources, conditions)
 
 
 def _open(model: ModelSource) -> Model:

@@ -218,8 +218,21 @@ def follow_plan(
     progress("factorizing", len(layers), len(layers))
 
 
-def adjusted(layer: Layer, fit: Fit, moments: Moments | None) -> tuple[Adjustment, ...]:
-    """Return the adjustment of each site; those that use the transpose were not observed."""
+def adjusted(
+    layer: Layer, fit: Fit, activations: str, seen: Moments | PairMoments | None
+) -> tuple[Adjustment, ...]:
+    """Return the adjustment of each site; those that use the transpose were not observed.
+
+    Parameters
+    ----------
+    activations
+        One of `ACTIVATIONS`: `static_int8` rounds data to the ranges that it was seen in.
+    seen
+        What was seen of the inputs in the original model.
+    """
+    moments = None
+    if activations == "static_int8" and isinstance(seen, Moments):
+        moments = seen
     found = adjustments(fit.chain, len(layer.sites), fit.corrections, moments)
     return tuple(
         Adjustment() if site.transposed else _without_zeros(adjustment)
@@ -259,11 +272,7 @@ def follow_choice(
         raise PlanError(
             f"the plan's entry for layer '{layer.name}' cannot be followed: {error}"
         ) from error
-    moments = None
-    if choice.activations == "static_int8":
-        seen = observed or evidence.fit
-        moments = seen if isinstance(seen, Moments) else None
-    extra = adjusted(layer, fit, moments)
+    extra = adjusted(layer, fit, choice.activations, observed or evidence.fit)
     proposal = Proposal(layer, choice, fit.chain, extra, fit.error)
     before, after = released_bytes(layer), emitted_bytes(proposal, model, plan.target)
     if after >= before:

@@ -438,6 +438,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rounding": "gptq",
         "sequential": True,
     },
+    "sequential static": {
+        "method": "quantize",
+        "format": "int8",
+        "activations": "static_int8",
+        "sequential": True,
+    },
     "global sequential": {"ratio": 0.5, "allocate": "global", "sequential": True},
     "uncorrected": {"ratio": 0.5, "bias_correction": False},
     "ort": {"method": "quantize", "format": "int4", "target": "ort", "rounding": "gptq"},
@@ -480,6 +486,24 @@ def test_statistics_from_a_file_give_the_same_bytes_as_their_data(tmp_path: Path
         tmp_path / "m.onnx", tmp_path / "2.onnx", statistics=tmp_path / "s.npz", **common
     )
     assert (tmp_path / "1.onnx").read_bytes() == (tmp_path / "2.onnx").read_bytes()
+
+
+def test_a_plan_of_some_layers_takes_statistics_or_the_data_they_were_made_of(
+    tmp_path: Path,
+) -> None:
+    """The file is of all layers, so that the data is to be observed at all of them, too."""
+    onnx.save(classifier(), tmp_path / "m.onnx")
+    x = {"x": samples(80)}
+    onnxlr.observe(tmp_path / "m.onnx", x, tmp_path / "s.npz", isolate=False)
+    plan = onnxlr.plan(
+        tmp_path / "m.onnx", layers=["second"], ratio=0.5, statistics=tmp_path / "s.npz"
+    )
+    assert [name for name, choice in plan.layers.items() if not choice.keeps] == ["second"]
+    files = [tmp_path / "1.onnx", tmp_path / "2.onnx"]
+    known: list[dict[str, Any]] = [{"statistics": tmp_path / "s.npz"}, {"calibration": x}]
+    for file, given in zip(files, known, strict=True):
+        onnxlr.rewrite(tmp_path / "m.onnx", file, plan=plan, tolerance=ANY, isolate=False, **given)
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_an_edited_plan_is_followed(tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """Input data, and what a model's layers see of it."""
 
 from onnxlr.calibration.data import DataSource, check_files, label_of, load_feeds
-from onnxlr.calibration.division import divide as divide_data
-from onnxlr.calibration.division import held_out
 from onnxlr.calibration.gathering import HOLDOUT, Sources, gather
 from onnxlr.calibration.importance import ImportanceSource
 from onnxlr.calibration.observation import observe
@@ -19,9 +17,7 @@ __all__ = [
     "Sources",
     "check_feeds",
     "check_files",
-    "divide_data",
     "gather",
-    "held_out",
     "label_of",
     "load_feeds",
     "observe",

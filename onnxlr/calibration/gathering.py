@@ -59,12 +59,12 @@ class Sources:
         """Whether there is something to know the layers' inputs by."""
         return self.calibration is not None or self.statistics is not None
 
-    def held_out(self, model: Model) -> Batches:
+    def held_out(self, model: Model, most: int = _COMPARED) -> Batches:
         """Return the first held-out runs of the calibration data, to compare models on."""
         if self.calibration is None:
             raise ValueError("there is no calibration data")
         specs = signature(model)
-        return held_out(self.calibration, self.holdout, specs, RUN_SAMPLES, _COMPARED)
+        return held_out(self.calibration, self.holdout, specs, RUN_SAMPLES, most)
 
     def check(self) -> None:
         """Refuse sources that contradict each other; raises UsageError."""
@@ -95,11 +95,13 @@ def gather(
     """
     sources.check()
     meant = layers if meant is None else meant
+    # Of all layers, whichever are meant: keys tell those of equal weight apart by their order.
+    keys = layer_keys(model, layers, meant) if sources.knows_inputs else {}
     statistics = None
     if sources.statistics is not None:
         given = sources.statistics
         statistics = given if isinstance(given, Statistics) else Statistics.load(given)
-        statistics.check(model, meant)
+        statistics.check(model.name, keys)
     elif sources.calibration is not None:
         statistics = observe(
             model,
@@ -109,9 +111,9 @@ def gather(
             mask=sources.mask,
             isolate=isolate,
             progress=progress,
+            keys=keys,
         )
     importance = Importance()
     if sources.importance is not None:
         importance = load_importance(sources.importance, layers)
-    keys = layer_keys(model, meant) if statistics is not None else {}
     return Knowledge(statistics, keys, importance.entries, importance.gradients)

@@ -48,6 +48,7 @@ def observe(
     memory: int = MEMORY,
     batch: int = RUN_SAMPLES,
     progress: Progress = silent,
+    keys: Mapping[str, str] | None = None,
 ) -> Statistics:
     """Run a model on calibration data and sum up what its layers' inputs are like.
 
@@ -68,6 +69,8 @@ def observe(
         Bytes that accumulators may take; the model is run again for the layers beyond.
     batch
         Most samples to run at once where the model leaves that open.
+    keys
+        Of the layers, where they are not the model's whole list of layers.
 
     Raises
     ------
@@ -86,7 +89,7 @@ def observe(
         folder = Path(name)
         division = divide(folder, data, holdout, signature(model), batch)
         work = Observation(model, [opened_file(model, folder)], division, mask, isolate, memory)
-        result = _Result(model, layers, division)
+        result = _Result(model, layers, division, keys)
         subjects = result.subjects(model)
         for watched in work.watch(folder, subjects, progress):
             for index, subject in enumerate(watched.survey.subjects):
@@ -213,10 +216,16 @@ def _take(file: Path) -> Arrays:
 class _Result:
     """Statistics in the making."""
 
-    def __init__(self, model: Model, layers: Sequence[Layer], division: Division) -> None:
+    def __init__(
+        self,
+        model: Model,
+        layers: Sequence[Layer],
+        division: Division,
+        keys: Mapping[str, str] | None,
+    ) -> None:
         self._model_sha256, self._data = model.sha256, division.description
         self._layers = [layer for layer in layers if layer.skip is None]
-        self._keys = layer_keys(model, self._layers)
+        self._keys = layer_keys(model, self._layers) if keys is None else keys
         self._statistics: dict[str, LayerStatistics] = {}
         self._unobserved: dict[str, str] = {}
         self._notes: dict[str, list[str]] = {}

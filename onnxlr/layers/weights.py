@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -57,22 +57,36 @@ def weight_key(layer: Layer, model: Model) -> str:
     return digest.hexdigest()
 
 
-def layer_keys(model: Model, layers: Iterable[Layer]) -> dict[str, str]:
+def layer_keys(
+    model: Model, layers: Iterable[Layer], meant: Collection[Layer] | None = None
+) -> dict[str, str]:
     """Return the key of every layer that can be rewritten, by its name.
 
     That is its `weight_key`, with `-2`, `-3` … behind it for further layers of an equal weight,
     which see other inputs: keys are of a model's whole list of layers.
+
+    Parameters
+    ----------
+    meant
+        Layers whose weights must be readable, all if not given; others without one get no key.
 
     Raises
     ------
     ModelError
         As `read_weight` does.
     """
+    names = None if meant is None else {layer.name for layer in meant}
     keys: dict[str, str] = {}
     taken: dict[str, int] = {}
     for layer in layers:
-        if layer.skip is None:
+        if layer.skip is not None:
+            continue
+        try:
             key = weight_key(layer, model)
-            taken[key] = taken.get(key, 0) + 1
-            keys[layer.name] = key if taken[key] == 1 else f"{key}-{taken[key]}"
+        except ModelError:
+            if names is None or layer.name in names:
+                raise
+            continue
+        taken[key] = taken.get(key, 0) + 1
+        keys[layer.name] = key if taken[key] == 1 else f"{key}-{taken[key]}"
     return keys

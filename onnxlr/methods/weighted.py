@@ -74,6 +74,7 @@ class _Search:
     right: Matrix
     iterations: int
     tolerance: float
+    seed: int
     errors: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -157,9 +158,10 @@ def fit_weighted(
         given[3] * columns,
         usual if iterations is None else iterations,
         tolerance,
+        seed,
     )
     if not search.over:
-        solve(search, seed)
+        solve(search)
     found = _complete(search, rows, columns)
     return Weighted(np.ldexp(found[0], size), found[1], tuple(search.errors))
 
@@ -190,7 +192,7 @@ def fisher_variance(importance: npt.NDArray[Any]) -> float:
     return float(values.var()) / mean**2 if mean > 0 else 0.0
 
 
-def _als(search: _Search, seed: int) -> None:  # noqa: ARG001
+def _als(search: _Search) -> None:
     """Solve for one factor, then for the other.
 
     The fixed factor is made orthonormal first: the product stays, and the normal equations
@@ -215,7 +217,7 @@ def _orthonormal(factor: Matrix, fixed: Matrix) -> tuple[Matrix, Matrix]:
     return factor @ triangle.T, np.ascontiguousarray(basis.T)
 
 
-def _em(search: _Search, seed: int) -> None:  # noqa: ARG001
+def _em(search: _Search) -> None:
     """Repeat `Z ← [Ω ∘ W + (1 − Ω) ∘ Z]_r`, Ω the importance clipped to 1.
 
     Source: Srebro and Jaakkola (ICML 2003). Each step lowers the error under the clipped
@@ -251,8 +253,8 @@ def _truncated(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
     return vectors, vectors.T @ matrix
 
 
-def _adam_sgd(search: _Search, seed: int) -> None:
-    left, right = _balanced(search, np.random.default_rng(seed))
+def _adam_sgd(search: _Search) -> None:
+    left, right = _balanced(search, np.random.default_rng(search.seed))
 
     def gradient(a: Matrix, b: Matrix, pull: Matrix) -> Matrix:
         """Return the gradient of the squared relative error, flat."""
@@ -330,7 +332,7 @@ def _expect_importance(importance: Matrix) -> None:
         raise UsageError("importance must be finite numbers, none negative, at least one")
 
 
-_SOLVERS: dict[str, tuple[Callable[[_Search, int], None], int]] = {
+_SOLVERS: dict[str, tuple[Callable[[_Search], None], int]] = {
     "als": (_als, 40),
     "em": (_em, 200),
     "adam-sgd": (_adam_sgd, 200),

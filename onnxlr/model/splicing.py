@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import onnx
@@ -84,10 +84,19 @@ def splice(model: Model, change: Splice) -> None:
 def _import_domains(model: onnx.ModelProto, domains: set[str]) -> None:
     """Import operators of further domains, for the model and for functions that now use them."""
     for domain in sorted(domains):
-        users = [f for f in model.functions if any(n.domain == domain for n in f.node)]
+        users = [f for f in model.functions if any(n.domain == domain for n in _all(f.node))]
         for owner in (model, *users):
             if all(entry.domain != domain for entry in owner.opset_import):
                 owner.opset_import.add(domain=domain, version=1)
+
+
+def _all(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Yield nodes and those of their subgraphs, at any depth."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _all(graph.node)
 
 
 def _replace_nodes(

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -70,7 +69,7 @@ def choose_grid(matrix: Matrix, format: Format, compute: npt.DTypeLike) -> Grid:
     int8 reaches each output's largest magnitude. int4 and int2 take, of several parts of each
     group's range (which includes 0), the one whose rounding has the least squared error.
     """
-    smallest = float(ml_dtypes.finfo(compute).tiny)  # type: ignore[no-untyped-call]
+    smallest = Format(np.dtype(compute).name).smallest
     if not format.is_packed:
         peaks = _reduced(np.abs(matrix), np.maximum, format.group)
         return Grid(format, _stored(peaks / _INT8_MAX, smallest, compute), None)

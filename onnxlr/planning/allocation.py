@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxlr.calibration import Sources, divide_data, signature
+from onnxlr.calibration import Sources
 from onnxlr.errors import UsageError
 from onnxlr.evidence import Knowledge
 from onnxlr.layers import Layer, read_weight
@@ -40,8 +40,8 @@ Vector = npt.NDArray[np.float64]
 _CUTS = (0.15, 0.3, 0.5, 0.75)
 """Ranks to measure, as parts of the rank at which factors have as many parameters as the weight."""
 
-_SAMPLES = 32
-"""Most samples of the calibration data that every trial runs on."""
+_RUNS = 4
+"""Most held-out runs of the calibration data that every trial is run on."""
 
 
 @dataclass(frozen=True)
@@ -257,9 +257,10 @@ def _prepare(
 
 
 def _feeds(folder: Path, model: Model, sources: Sources) -> list[str]:
-    """Store held-out inputs (others, if none are held out), some samples of them."""
-    division = divide_data(
-        folder, sources.calibration or (), sources.holdout, signature(model), batch=8
-    )
-    held = [file for file, is_held in zip(division.files, division.held, strict=True) if is_held]
-    return (held or list(division.files))[: _SAMPLES // 8]
+    """Store the inputs that every trial is run on."""
+    files = []
+    for position, feed in enumerate(sources.held_out(model, _RUNS)):
+        file = folder / f"feed-{position:06}.npz"
+        store_arrays(file, feed)
+        files.append(str(file))
+    return files

@@ -13,8 +13,7 @@ from onnxlr.model import Model
 from onnxlr.plan import Choice, Plan, Proposal
 from onnxlr.planning.allocation import allocate
 from onnxlr.planning.request import Request
-from onnxlr.planning.sequential import Sequence as Fitted
-from onnxlr.planning.sequential import fit_in_sequence
+from onnxlr.planning.sequential import SequentialTask, fit_in_sequence
 from onnxlr.planning.uniform import kept, propose, propose_one
 from onnxlr.progress import Progress, silent
 from onnxlr.rewriting import check_plan, follow_choice, follow_plan
@@ -91,7 +90,7 @@ def make_plan(
         options = allocate(model, layers, request, knowledge, sources, reopen, isolate, progress)
     if request.sequential:
         left = frozenset(layer.name for layer in layers if kept(layer, request) is not None)
-        work = Fitted(model, layers, sources, reopen, isolate, progress, left)
+        work = SequentialTask(model, layers, sources, reopen, isolate, progress, left)
         proposals = fit_in_sequence(
             work,
             lambda layer, evidence: _one(
@@ -131,7 +130,7 @@ def take_plan(
         check_plan(model, layers, plan, knowledge)
         written = {name for name, choice in plan.layers.items() if not choice.keeps}
         left = frozenset(layer.name for layer in layers if layer.name not in written)
-        work = Fitted(model, layers, sources, reopen, isolate, progress, left)
+        work = SequentialTask(model, layers, sources, reopen, isolate, progress, left)
         proposals: Iterable[Proposal] = fit_in_sequence(
             work,
             lambda layer, evidence: follow_choice(

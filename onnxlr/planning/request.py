@@ -82,11 +82,6 @@ class Request:
             )
         if self.format is None and (self.group_size is not None or self.rounding is not None):
             raise UsageError("group size and rounding are of a format of few bits: give --format")
-        if self.rounding == "gptq" and self.metric not in (None, "activation", "kfac"):
-            raise UsageError(
-                f"rounding gptq weighs errors by the layers' inputs, metric {self.metric} does not "
-                "know them: give metric activation or kfac"
-            )
         if self.encoding is not None and self.encoding.is_float and self.activations != "float":
             raise UsageError(
                 f"activations {self.activations} are for int8, int4 and int2 formats, not "

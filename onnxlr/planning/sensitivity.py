@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
+from ml_dtypes import bfloat16
 
-from onnxlr.runtime import ExecutionError, read_arrays
+from onnxlr.runtime import LEVELS, ExecutionError, open_runner, read_arrays, run_model
 
 __all__ = ["Sensitivity", "measure"]
-
-_FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")
 
 _WORST = 1e6
 """Damage of outputs that overflow: no number that damages could be weighed against."""
@@ -59,37 +57,24 @@ def measure(
         If the model cannot be run.
     """
     try:
-        session = _open(model)
-        originals = {n: _value(a) for n, a in read_arrays(Path(weights)).items()}
+        runner = open_runner(model, LEVELS[0])
+        originals = read_arrays(Path(weights))
         inputs = [read_arrays(Path(feed)) for feed in feeds]
-        expected = [_run(session, originals, feed) for feed in inputs]
+        expected = [_floats(run_model(runner, {**originals, **feed})) for feed in inputs]
         damages = []
         for trial in trials:
-            changed = {n: _value(a) for n, a in read_arrays(Path(trial)).items()}
-            found = [_run(session, {**originals, **changed}, feed) for feed in inputs]
+            changed = {**originals, **read_arrays(Path(trial))}
+            found = [_floats(run_model(runner, {**changed, **feed})) for feed in inputs]
             damages.append(_damage(expected, found))
-    except Exception as error:
-        text = " ".join(str(error).split())
-        raise ExecutionError(f"its sensitivity cannot be measured: {text}") from error
+    except ExecutionError as error:
+        raise ExecutionError(f"its sensitivity cannot be measured: {error}") from None
     return {"damages": damages}
 
 
-def _open(model: str) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def _value(array: Array) -> Any:
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-
-
-def _run(
-    session: ort.InferenceSession, weights: Mapping[str, Any], feed: Mapping[str, Array]
-) -> list[Array]:
-    values = {**weights, **{name: _value(array) for name, array in feed.items()}}
-    names = [output.name for output in session.get_outputs() if output.type in _FLOATS]
-    return [value.numpy() for value in session.run_with_ort_values(names, values)]
+def _floats(outputs: Sequence[Any]) -> list[Array]:
+    """Return the outputs that are arrays of floats."""
+    arrays = [output for output in outputs if isinstance(output, np.ndarray)]
+    return [array for array in arrays if array.dtype.kind == "f" or array.dtype == bfloat16]
 
 
 def _damage(expected: Sequence[Sequence[Array]], found: Sequence[Sequence[Array]]) -> float:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +18,14 @@ from onnxlr.plan import Proposal
 from onnxlr.progress import Progress
 from onnxlr.reference import with_dense_weight
 
-__all__ = ["Sequence", "fit_in_sequence"]
+__all__ = ["SequentialTask", "fit_in_sequence"]
 
 Fitter = Callable[[Layer, "Evidence | None"], Proposal]
 """Fits a layer by evidence, or by what is known of it anyway."""
 
 
 @dataclass(frozen=True)
-class Sequence:
+class SequentialTask:
     """A model whose layers are to be fitted in sequence.
 
     Attributes
@@ -44,7 +43,7 @@ class Sequence:
     """
 
     model: Model
-    layers: Many[Layer]
+    layers: Sequence[Layer]
     sources: Sources
     reopen: Callable[[], Model]
     isolate: bool
@@ -52,7 +51,7 @@ class Sequence:
     kept: frozenset[str] = frozenset()
 
 
-def fit_in_sequence(work: Sequence, fit: Fitter) -> Iterator[Proposal]:
+def fit_in_sequence(work: SequentialTask, fit: Fitter) -> Iterator[Proposal]:
     """Yield a proposal for each layer, in graph order.
 
     Layers that do not depend on each other are fitted at once: those of the same depth, counted in
@@ -80,7 +79,9 @@ def fit_in_sequence(work: Sequence, fit: Fitter) -> Iterator[Proposal]:
     yield from (done[layer.name] for layer in work.layers)
 
 
-def _evidence(work: Sequence, group: Many[Layer], done: Many[Proposal]) -> dict[str, Evidence]:
+def _evidence(
+    work: SequentialTask, group: Sequence[Layer], done: Sequence[Proposal]
+) -> dict[str, Evidence]:
     """Return what pairs of inputs say of layers, for those whose inputs have changed."""
     layers = [layer for layer in group if layer.skip is None and layer.name not in work.kept]
     if not layers or all(proposal.chain is None for proposal in done):
@@ -106,7 +107,7 @@ def _evidence(work: Sequence, group: Many[Layer], done: Many[Proposal]) -> dict[
     return {name: Evidence(fit, holdout) for name, (fit, holdout) in found.items()}
 
 
-def _rewritten(work: Sequence, done: Many[Proposal]) -> Model:
+def _rewritten(work: SequentialTask, done: Sequence[Proposal]) -> Model:
     """Return the model with the dense approximation of every layer that was fitted."""
     prefix, change = work.reopen(), Splice()
     for proposal in done:
@@ -116,7 +117,7 @@ def _rewritten(work: Sequence, done: Many[Proposal]) -> Model:
     return prefix
 
 
-def _depths(model: Model, layers: Many[Layer]) -> dict[str, int]:
+def _depths(model: Model, layers: Sequence[Layer]) -> dict[str, int]:
     """Return how many layers lie one behind the other before each; all in subgraphs are first."""
     sites = {site.index: layer.name for layer in layers for site in layer.sites if site.scope == 0}
     depths = {layer.name: 0 for layer in layers}

@@ -13,7 +13,6 @@ from onnxlr.plan import Choice, Proposal
 from onnxlr.planning.request import Request
 from onnxlr.progress import Progress, silent
 from onnxlr.rewriting import adjusted, emitted_bytes, released_bytes
-from onnxlr.statistics import Moments
 
 __all__ = ["kept", "propose", "propose_one"]
 
@@ -100,9 +99,7 @@ def _proposal(layer: Layer, request: Request, fit: Fit, evidence: Evidence) -> P
         solver=fit.recipe.solver,
         shrinkage=fit.recipe.shrinkage,
     )
-    static = request.activations == "static_int8" and isinstance(evidence.fit, Moments)
-    moments = evidence.fit if static and isinstance(evidence.fit, Moments) else None
-    extra = adjusted(layer, fit, moments)
+    extra = adjusted(layer, fit, request.activations, evidence.fit)
     return Proposal(
         layer,
         choice,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy.typing as npt
 import onnx
 
 from onnxlr.rewriting import Piece
 
-__all__ = ["cut_out"]
+__all__ = ["cut_out", "declare_inputs"]
 
 
 def cut_out(
@@ -28,7 +30,8 @@ def cut_out(
     Returns
     -------
     ModelProto, dict
-        The model, and by the name of each of its inputs the tensor that belongs there.
+        The model, whose inputs are still to be declared, and by the name of each of them the tensor
+        that belongs there.
     """
     cut = _Cut(reference, known)
     outputs = [cut.add(number, piece) for number, piece in enumerate(pieces)]
@@ -37,8 +40,6 @@ def cut_out(
     for field in ("node", "input", "output", "value_info"):
         del getattr(model.graph, field)[:]
     model.graph.node.extend(cut.nodes)
-    for name, elem_type in cut.types.items():
-        model.graph.input.append(onnx.helper.make_tensor_value_info(name, elem_type, None))
     for name in outputs:
         model.graph.output.add(name=name)
     if model.ir_version < 4:  # initializers must be inputs there
@@ -47,6 +48,13 @@ def cut_out(
             for t in reference.graph.initializer
         )
     return model, cut.inputs
+
+
+def declare_inputs(model: onnx.ModelProto, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Declare the inputs of a model, of the types of arrays that they are to take."""
+    for name, array in arrays.items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
 
 
 class _Cut:
@@ -58,14 +66,12 @@ class _Cut:
         self._known = known
         self.nodes: list[onnx.NodeProto] = []
         self.inputs: dict[str, str] = {}
-        self.types: dict[str, int] = {}
 
     def add(self, number: int, piece: Piece) -> str:
         """Add a piece's nodes and return the name of its output."""
-        kind = onnx.helper.np_dtype_to_tensor_dtype(piece.site.operand.dtype)
-        return self._follow(piece.output, number, piece, int(kind))
+        return self._follow(piece.output, number, piece)
 
-    def _follow(self, name: str, number: int, piece: Piece, kind: int) -> str:
+    def _follow(self, name: str, number: int, piece: Piece) -> str:
         """Return what a tensor is called in the cut, with all it is made of."""
         if not name:
             return name
@@ -75,11 +81,11 @@ class _Cut:
         inside = name in (piece.output, piece.site.output) or name not in self._known
         if not inside:
             own = f"data{number}.{name}"
-            self.inputs[own], self.types[own] = name, kind
+            self.inputs[own] = name
             return own
         node = onnx.NodeProto()
         node.CopyFrom(self._makers[name])
-        inputs = [self._follow(one, number, piece, kind) for one in node.input]
+        inputs = [self._follow(one, number, piece) for one in node.input]
         outputs = [f"piece{number}.{one}" if one else "" for one in node.output]
         del node.input[:], node.output[:]
         node.input.extend(inputs)

@@ -9,13 +9,13 @@ import onnx
 
 from onnxlr.runtime import LEVELS
 from onnxlr.verification.comparison import compare
-from onnxlr.verification.cutting import cut_out
+from onnxlr.verification.cutting import cut_out, declare_inputs
 from onnxlr.verification.report import Check
 from onnxlr.verification.runs import Runs
 from onnxlr.verification.subject import Subject, faults, rewritten_name
 from onnxlr.verification.tolerance import Tolerance
 
-__all__ = ["INT8_DATA_LIMIT", "local_emission"]
+__all__ = ["INT8_DATA_LIMIT", "inside_others", "local_emission"]
 
 INT8_DATA_LIMIT = 0.5
 """Relative L2 distance allowed to a single layer whose data may be rounded to int8. What rounding
@@ -24,6 +24,11 @@ off by its whole size."""
 
 _LOCAL_SHOWN = 5
 """Layers listed where they are compared one by one, the worst first."""
+
+
+def inside_others(subject: Subject) -> list[str]:
+    """Return the labels of sites in subgraphs and functions, which cannot be run by themselves."""
+    return [piece.site.label for piece in subject.pieces if piece.site.scope != 0]
 
 
 def local_emission(run: Runs, subject: Subject, feeds: Sequence[str]) -> list[Check]:
@@ -40,11 +45,13 @@ def local_emission(run: Runs, subject: Subject, feeds: Sequence[str]) -> list[Ch
     known |= {value.name for value in subject.original.proto.graph.input}
     model, inputs = cut_out(reference, known, pieces)
     file = subject.reference_file.with_name("pieces.onnx")  # where its external data is
-    file.write_bytes(model.SerializeToString())
     taps = list(dict.fromkeys([*inputs.values(), *(piece.output for piece in pieces)]))
     checks = []
     for level in LEVELS:
         found = run.tap(subject.rewritten_file, rewritten_name(subject), level, feeds, taps)
+        if not file.exists():
+            declare_inputs(model, {own: found[0][name] for own, name in inputs.items()})
+            file.write_bytes(model.SerializeToString())
         expected = run.pieces(file, found, inputs, level)
         comparisons = [
             compare(

@@ -12,7 +12,7 @@ from onnxlr.calibration import DataSource, label_of, load_feeds, random_feeds, s
 from onnxlr.errors import DataError, RuntimeFailureError
 from onnxlr.progress import Progress, silent
 from onnxlr.runtime import LEVELS, Outcome
-from onnxlr.verification.local import local_emission
+from onnxlr.verification.local import inside_others, local_emission
 from onnxlr.verification.report import Check, Drift, Report
 from onnxlr.verification.runs import Runs
 from onnxlr.verification.subject import Subject, faults, rewritten_name
@@ -27,6 +27,9 @@ coarsest float type of the rewritten weights."""
 NOISE_FACTOR = 4
 """How much further than the reference is from itself, run with and without graph optimisation, a
 rewritten model may be from it: both only differ in the order in which floats are added."""
+
+_SHOWN = 5
+"""Layers listed in a note."""
 
 NOISE_LIMIT = 0.5
 """The most that float noise can excuse: inputs on which an output is nothing else prove nothing."""
@@ -98,6 +101,14 @@ def _notes(
         )
     if subject.reference_file is None:
         notes.append(f"the emission proof was not made: {subject.missing}")
+    elif subject.int8_data and (inside := inside_others(subject)):
+        labels = "; ".join(inside[:_SHOWN])
+        more = f" and {len(inside) - _SHOWN} more" if len(inside) > _SHOWN else ""
+        notes.append(
+            "the emission proof was not made of layers in subgraphs and functions: the plan rounds "
+            "data to int8, so that layers are proved one by one, which these cannot be: "
+            f"{labels}{more}"
+        )
     return tuple(notes)
 
 

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from onnxlr.calibration import Sources, gather
-from onnxlr.errors import DataError, UsageError
+from onnxlr.errors import DataError, ModelError, UsageError
 from onnxlr.layers import find_layers
 from onnxlr.model import open_model
 from onnxlr.statistics import Moments
 from tests.classifier import classifier, samples, weights
+from tests.onelayer import model_of
 
 Array = np.ndarray[Any, Any]
 
@@ -136,3 +138,52 @@ def test_statistics_know_layers_by_their_weight_not_by_their_name() -> None:
         "new second",
         "new head",
     ]
+
+
+def twice_the_same(x: Array) -> tuple[onnx.ModelProto, Array]:
+    """Return `y = tanh(x W) W`, W twice in the file, and what the second layer sees."""
+    weight = np.random.default_rng(1).standard_normal((24, 24)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "W1"], ["a"], name="first"),
+        helper.make_node("Tanh", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "W2"], ["y"], name="second"),
+    ]
+    model = model_of(nodes, {"x": x[:8]}, ["y"], {"W1": weight, "W2": weight})
+    return model, np.tanh(x.astype(np.float64) @ weight)
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_a_selection_does_not_mix_up_layers_of_equal_weight(
+    name: str, from_file: bool, tmp_path: Path
+) -> None:
+    x = samples(80)
+    proto, behind = twice_the_same(x)
+    model = open_model(proto)
+    layers = find_layers(model)
+    source: dict[str, Any] = {"calibration": {"x": x}, "holdout": 0}
+    if from_file:
+        whole = gather(model, layers, Sources(**source), isolate=False).statistics
+        assert whole is not None
+        whole.save(tmp_path / "s.npz")
+        source = {"statistics": tmp_path / "s.npz"}
+    meant = [layer for layer in layers if layer.name == name]
+    knowledge = gather(model, layers, Sources(**source), isolate=False, meant=meant)
+    seen = knowledge.of(meant[0]).fit
+    rows = x.astype(np.float64) if name == "first" else behind
+    assert seen is not None
+    np.testing.assert_allclose(seen.covariance[0], rows.T @ rows / len(rows), rtol=1e-4, atol=1e-6)
+
+
+def test_a_weight_that_cannot_be_read_only_matters_where_it_is_meant() -> None:
+    broken = weights()["w3"].copy()
+    broken[3, 4] = np.nan
+    model = open_model(classifier(w3=broken))
+    layers = find_layers(model)
+    x = samples(80)
+    sources = Sources(calibration={"x": x})
+    knowledge = gather(model, layers, sources, isolate=False, meant=layers[:2])
+    check(knowledge, {la.name: la for la in layers}, x, [4, 9])
+    assert knowledge.of(layers[2]).fit is None
+    with pytest.raises(ModelError, match=r"node 'head' .* 1 entries that are NaN"):
+        gather(model, layers, sources, isolate=False)

@@ -37,8 +37,8 @@ def seen(model: Any, data: Any, **options: Any) -> tuple[Statistics, dict[str, L
     options.setdefault("isolate", False)
     options.setdefault("holdout", 0)
     found = observe(opened, layers, data, **options)
-    found.check(opened, layers)
     keys = layer_keys(opened, layers)
+    found.check(opened.name, keys)
     return found, {name: found.layers[key] for name, key in keys.items() if key in found.layers}
 
 

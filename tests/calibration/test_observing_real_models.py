@@ -53,8 +53,8 @@ def test_minilm_matrices_with_a_mask() -> None:
     model = open_model(file)
     layers = [layer for layer in find_layers(model) if layer.skip is None]
     statistics = observe(model, layers, data, mask="attention_mask", holdout=1 / 3)
-    statistics.check(model, layers)
     keys = layer_keys(model, layers)
+    statistics.check(model.name, keys)
     matrices = [layer for layer in layers if not layer.is_table]
     assert len(matrices) == len(statistics.layers) == 18
     runs = [{k: v[i : i + 8] for k, v in data.items()} for i in range(0, 24, 8)]

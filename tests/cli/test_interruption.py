@@ -23,9 +23,17 @@ DEADLINE = 60
 """Seconds after which a test gives up; none of them waits for a time to pass."""
 
 
+def heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def started(*arguments: str, stderr: int) -> Iterator[subprocess.Popen[str]]:
-    """Start the command line in a session of its own, with an empty folder for temporary files."""
+    """Start the command line in a session of its own, with an empty folder for temporary files.
+
+    Ctrl-C reaches it whatever started the tests: background jobs of a shell ignore the signal, and
+    hand that on to their children.
+    """
     Path("tmp").mkdir()
     environment = {**os.environ, "TMPDIR": str(Path("tmp").absolute())}
     process = subprocess.Popen(
@@ -35,6 +43,7 @@ def started(*arguments: str, stderr: int) -> Iterator[subprocess.Popen[str]]:
         text=True,
         env=environment,
         start_new_session=True,
+        preexec_fn=heed_interrupts,  # noqa: PLW1509  (it starts no thread and takes no lock)
     )
     try:
         yield process

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -69,26 +72,26 @@ class Way:
         aside = f"{after}.aside"
         if kind == "Identity":
             node = helper.make_node("Identity", [before], [after])
-            act = np.copy
+            act: Callable[[Array], Array] = np.copy
         elif kind == "Transpose":
             (perm,) = rest
             node = helper.make_node("Transpose", [before], [after], perm=perm)
-            act = lambda a: a.transpose(perm)  # noqa: E731
+            act = partial(np.transpose, axes=perm)
         elif kind == "Reshape":
             shape, spelled = rest
             self.settings[aside] = np.array(spelled, np.int64)
             node = helper.make_node("Reshape", [before, aside], [after])
-            act = lambda a: a.reshape(shape)  # noqa: E731
+            act = methodcaller("reshape", shape)
         elif kind == "Flatten":
             shape, axis = rest
             node = helper.make_node("Flatten", [before], [after], axis=axis)
-            act = lambda a: a.reshape(shape)  # noqa: E731
+            act = methodcaller("reshape", shape)
         elif kind == "Cast":
             (dtype,) = rest
             node = helper.make_node(
                 "Cast", [before], [after], to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
             )
-            act = lambda a: a.astype(dtype)  # noqa: E731
+            act = methodcaller("astype", dtype)
         else:
             shape, axes = rest
             if self.opset < 13:
@@ -96,7 +99,7 @@ class Way:
             else:
                 self.settings[aside] = np.array(axes, np.int64)
                 node = helper.make_node(kind, [before, aside], [after])
-            act = lambda a: a.reshape(shape)  # noqa: E731
+            act = methodcaller("reshape", shape)
         self.nodes.insert(0, node)
         self.replay.insert(0, act)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import onnxlr
 from onnxlr.layers import find_layers
 from onnxlr.lowering import find_target, lower_layer
 from onnxlr.model import open_model, splice
 from onnxlr.numbers import Format
 from onnxlr.stages import Adjustment, Chain
+from tests.fixtures import save_external
 from tests.lowering.written import operators, stage_of, written
-from tests.onelayer import LEVELS, Array, model_of, newest_opset, run
+from tests.onelayer import LEVELS, Array, distance, model_of, newest_opset, run
 
 FLOAT32 = Format.parse("float32")
 INPUTS, OUTPUTS = 8, 6
@@ -154,6 +157,44 @@ def test_a_shared_constant_stays_for_the_others() -> None:
     assert "c" in names(done)
     y = x.astype(np.float64) @ OTHER + CORRECTION + constant
     check(done, {"x": x}, [y, y * constant])
+
+
+def test_a_constant_that_is_handed_out_stays() -> None:
+    constant = normal(OUTPUTS, seed=4)
+    model, x = matmul_add(constant)
+    model.graph.output.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, [OUTPUTS]))
+    done = corrected(model, CORRECTION)
+    assert operators(done) == {"MatMul": 1, "Add": 1}
+    expected = x.astype(np.float64) @ OTHER + CORRECTION + constant
+    check(done, {"x": x}, [expected, constant])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_constant_in_a_file_of_its_own(shared: bool, tmp_path: Path) -> None:
+    weight, constant, x = normal(64, 48, seed=1), normal(48, seed=4), normal(5, 64) + 2
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["h"], name="layer"),
+        helper.make_node("Add", ["h", "c"], ["y"]),
+    ]
+    nodes += [helper.make_node("Neg", ["c"], ["z"])] * shared
+    model = model_of(nodes, {"x": x}, ["y", "z"][: 1 + shared], {"W": weight, "c": constant})
+    save_external(model, tmp_path / "m.onnx")
+    result = onnxlr.rewrite(
+        tmp_path / "m.onnx",
+        tmp_path / "o.onnx",
+        method="quantize",
+        format="int8",
+        calibration=[{"x": normal(5, 64, seed=seed) + 2} for seed in range(10)],
+        isolate=False,
+    )
+    assert result.plan.layers["layer"].bias_correction
+    done = onnx.load(tmp_path / "o.onnx")
+    assert [node.op_type for node in done.graph.node].count("Add") == 1
+    assert ("c" in names(done)) == shared
+    found = run(done, {"x": x})
+    assert distance(found[0], x.astype(np.float64) @ weight + constant) < 0.02
+    if shared:
+        np.testing.assert_array_equal(found[1], -constant)
 
 
 def test_the_product_is_handed_out_as_well() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
+import onnxlr
 from onnxlr.lowering import LoweringRefusedError
 from onnxlr.numbers import Format
 from tests.lowering.written import (
@@ -193,3 +195,72 @@ def test_float_data_and_slow_kinds_are_decoded_when_the_model_is_loaded(kind):
     changed = written(_matmul(weight, x), [stage], "ort")
     assert operators(optimised(changed)) == {"MatMul": 1}
     expect(changed, {"x": x}, x @ stage.weight.decode(), 1e-6)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_inside_a_function(nested, tmp_path):
+    """A function says itself whose operators it has, also those of its subgraphs."""
+    weight, x = _normal(0, 64, 48), _normal(1, 5, 64)
+    body = [
+        helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(weight, "w")),
+        helper.make_node("MatMul", ["a", "w"], ["r"], name="layer"),
+    ]
+    inputs, feeds = ["a"], {"x": x}
+    if nested:
+        result = helper.make_tensor_value_info("r", TensorProto.FLOAT, None)
+        taken, other = (
+            helper.make_graph(nodes, "branch", [], [result])
+            for nodes in (body, [helper.make_node("Identity", ["a"], ["r"])])
+        )
+        body = [helper.make_node("If", ["on"], ["r"], then_branch=taken, else_branch=other)]
+        inputs, feeds = ["a", "on"], {"x": x, "on": np.array(True)}
+    opset = helper.make_opsetid("", 17)
+    function = helper.make_function("own", "F", inputs, ["r"], body, [opset])
+    call = helper.make_node("F", list(feeds), ["y"], domain="own")
+    graph = helper.make_graph(
+        [call],
+        "g",
+        [
+            helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+            for k, v in feeds.items()
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [5, 48])],
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[opset, helper.make_opsetid("own", 1)],
+        functions=[function],
+        ir_version=8,
+    )
+    stage = stage_of(weight, Format("int4", 32))
+    changed = written(model, [stage], "ort")
+    domains = {entry.domain: entry.version for entry in changed.functions[0].opset_import}
+    assert domains == {"": 17, "com.microsoft": 1}
+    expect(changed, feeds, x @ stage.weight.decode(), 1e-6)
+
+
+@pytest.mark.parametrize("activations", ["float", "dynamic_int8"])
+def test_a_float16_model_is_proved(activations, tmp_path):
+    weight, bias = _normal(0, 64, 48, dtype="float16"), _normal(1, 48, dtype="float16")
+    x = _normal(2, 8, 64, dtype="float16")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="layer"),
+        helper.make_node("Add", ["h", "c"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": x}, ["y"], {"w": weight, "c": bias})
+    result = onnxlr.rewrite(
+        model,
+        tmp_path / "o.onnx",
+        method="quantize",
+        format="int4",
+        target="ort",
+        activations=activations,
+        calibration=[{"x": _normal(seed, 8, 64, dtype="float16") + 1} for seed in range(10)],
+        isolate=False,
+    )
+    changed = onnx.load(tmp_path / "o.onnx")
+    assert operators(changed) == {"MatMulNBits": 1, "Add": 1}
+    assert [c.proof for c in result.report.checks if c.passed].count("emission") == 2
+    found = run(changed, {"x": x})[0]
+    assert found.dtype == np.float16
+    assert distance(found, x.astype(np.float64) @ weight + bias) < 0.15

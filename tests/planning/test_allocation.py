@@ -310,3 +310,37 @@ def test_a_double_model() -> None:
     plan = onnxlr.plan(model, ratio=0.5, allocate="global", calibration=feeds, isolate=False)
     assert plan.layers["quiet"].options.rank < 4
     assert plan.layers["loud"].keeps or plan.layers["loud"].options.rank > 8
+
+
+def test_trials_are_run_on_inputs_that_are_held_out() -> None:
+    """One branch is loud where factors are fitted, the other on the inputs kept apart."""
+    random = np.random.default_rng(7)
+    constants = {name: random.standard_normal((SIZE, SIZE)).astype(np.float32) for name in "AB"}
+    nodes = [
+        helper.make_node("MatMul", ["p", "A"], ["a"], name="fitted"),
+        helper.make_node("MatMul", ["q", "B"], ["b"], name="held"),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+
+    def feeds(*scales: tuple[float, float]) -> list[dict[str, Array]]:
+        return [
+            {
+                name: (size * random.standard_normal((8, SIZE))).astype(np.float32)
+                for name, size in zip("pq", pair, strict=True)
+            }
+            for pair in scales
+        ]
+
+    loud, quiet = (100.0, 1.0), (1.0, 100.0)
+    model = model_of(nodes, feeds(loud)[0], ["y"], constants)
+    plan = onnxlr.plan(
+        model,
+        ratio=0.4,
+        allocate="global",
+        calibration=feeds(*[loud] * 6),
+        # all of the runs kept apart count, not the first alone
+        holdout=feeds((1.0, 1.0), quiet, quiet),
+        isolate=False,
+    )
+    assert rank_of(plan, "fitted") < 4
+    assert rank_of(plan, "held") > 10

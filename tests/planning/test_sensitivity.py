@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from ml_dtypes import bfloat16
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxlr.errors import RuntimeFailureError
@@ -342,3 +343,24 @@ def test_a_model_that_does_not_run_is_a_sentence(tmp_path: Path) -> None:
         damages_of(model, wrong, {"layer": [normal(8, 6)]}, tmp_path)
     with pytest.raises(ExecutionError, match="its sensitivity cannot be measured"):
         measure(str(tmp_path / "none.onnx"), str(tmp_path / "weights.npz"), [], [])
+
+
+def test_a_type_that_the_runtime_has_no_kernels_for(tmp_path: Path) -> None:
+    """ONNX's reference evaluator runs it, and its outputs count as the floats that they are."""
+    x, weight, changed = (
+        np.round(4 * normal(*shape, seed=seed)) / 4
+        for seed, shape in enumerate(((4, 8), (8, 6), (8, 6)))
+    )
+    kind = TensorProto.BFLOAT16
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "W"], ["y"], name="layer")],
+        "graph",
+        [helper.make_tensor_value_info("x", kind, [4, 8])],
+        [helper.make_tensor_value_info("y", kind, [4, 6])],
+        [numpy_helper.from_array(weight.astype(bfloat16), "W")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    feeds = [{"x": x.astype(bfloat16)}]
+    found = damages_of(model, feeds, {"layer": [changed.astype(bfloat16)]}, tmp_path)["layer"]
+    y, z = (x.astype(np.float64) @ w.astype(np.float64) for w in (weight, changed))
+    np.testing.assert_allclose(found, np.sum((y - z) ** 2) / np.sum(y**2), rtol=2e-2)

@@ -16,6 +16,7 @@ from onnxlr.methods import METHODS
 from onnxlr.plan import Choice, Plan
 from onnxlr.verification import Report
 from tests.classifier import FLOAT, INT64, classifier, one_node, reference, samples, weights
+from tests.onelayer import model_of
 
 svd = METHODS["svd"].options
 LAYERS = {"first": "w1", "second": "w2", "head": "w3"}
@@ -157,6 +158,93 @@ def test_without_a_plan_the_emission_proof_is_not_made_and_that_is_said(
     assert any("emission proof was not made" in note for note in report.notes)
 
 
+@pytest.mark.parametrize(("factor", "passes"), [(1.2, True), (2.0, False), (0.3, False)])
+def test_a_layer_on_rounded_data_may_be_off_by_half_and_no_more(
+    tmp_path: Path, factor: float, passes: bool
+) -> None:
+    original = saved(classifier(), tmp_path / "m.onnx")
+    onnxlr.rewrite(
+        original,
+        tmp_path / "o.onnx",
+        method="quantize",
+        format="int8",
+        activations="dynamic_int8",
+        isolate=False,
+    )
+
+    def tamper(model: onnx.ModelProto) -> None:
+        (scales,) = (t for t in model.graph.initializer if t.name == "second.scales")
+        values = numpy_helper.to_array(scales) * np.float32(factor)
+        scales.CopyFrom(numpy_helper.from_array(values, scales.name))
+
+    file = changed(tmp_path / "o.onnx", tmp_path / "t.onnx", tamper)
+    report = verify(original, file, tolerance="cosine>=-1")
+    assert passed(report) == {"emission": passes, "approximation": True}
+    worst = next(c for c in report.checks if c.proof == "emission").comparisons[0]
+    assert worst.output == "second"
+    assert worst.relative_l2 == pytest.approx(abs(factor - 1), abs=0.02)
+    assert all("'second'" in failure for failure in report.failures)
+
+
+def in_branches(main: bool) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """Return a model whose layers are in the branches of an If, and one before it if asked."""
+    square = {
+        name: samples(32, seed=i).T @ samples(32, seed=i) / 24 for i, name in enumerate("abc")
+    }
+    branches = {
+        f"{kind}_branch": helper.make_graph(
+            [helper.make_node("MatMul", ["h", name], ["r"], name=kind)],
+            kind,
+            [],
+            [helper.make_tensor_value_info("r", FLOAT, [8, 24])],
+            [numpy_helper.from_array(square[name].astype(np.float32), name)],
+        )
+        for kind, name in (("then", "a"), ("else", "b"))
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul" if main else "Add", ["x", "c"], ["h"], name="first"),
+            helper.make_node("If", ["on"], ["y"], name="either", **branches),
+        ],
+        "g",
+        [
+            helper.make_tensor_value_info("x", FLOAT, [8, 24]),
+            helper.make_tensor_value_info("on", onnx.TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("y", FLOAT, [8, 24])],
+        [numpy_helper.from_array(square["c"].astype(np.float32)[: 24 if main else 1], "c")],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    feeds = [{"x": samples(8, seed=i), "on": np.array(i % 2 == 0)} for i in range(4)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8), {"data": feeds}
+
+
+@pytest.mark.parametrize("main", [False, True])
+def test_layers_in_subgraphs_whose_data_is_rounded_are_not_proved_and_that_is_said(
+    tmp_path: Path, main: bool
+) -> None:
+    model, data = in_branches(main)
+    asked: dict[str, Any] = {"method": "quantize", "format": "int8"}
+    result = onnxlr.rewrite(
+        model, tmp_path / "o", activations="dynamic_int8", isolate=False, **asked, **data
+    )
+    original = saved(model, tmp_path / "m.onnx")
+    for report in (result.report, verify(original, tmp_path / "o", **data)):
+        assert report is not None
+        emission = [check for check in report.checks if check.proof == "emission"]
+        assert [[c.output for c in check.comparisons] for check in emission] == [
+            ["first"]
+        ] * 2 * main
+        (note,) = report.notes
+        assert "the emission proof was not made of layers in subgraphs" in note
+        labels = {f"{kind} in {kind}_branch of If 'either'" for kind in ("then", "else")}
+        assert set(note.rpartition("cannot be: ")[2].split("; ")) == labels
+    floats = onnxlr.rewrite(model, tmp_path / "f", isolate=False, **asked, **data).report
+    assert floats is not None
+    assert floats.notes == ()
+    assert passed(floats) == {"emission": True, "approximation": True}
+
+
 def test_each_failure_is_said_once_for_both_levels(tmp_path: Path) -> None:
     original = saved(classifier(), tmp_path / "m.onnx")
     report = verify(original, original, tolerance="cosine>=2,max_abs<=1")
@@ -268,3 +356,56 @@ def test_another_interface_is_refused(tmp_path: Path) -> None:
     fine = saved(classifier(), tmp_path / "m.onnx")
     with pytest.raises(ModelError, match=r"l\.onnx: its outputs are \['label'\]"):
         verify(fine, saved(labels(), tmp_path / "l.onnx"))
+
+
+def test_a_table_beside_layers_whose_data_is_rounded(tmp_path: Path) -> None:
+    """Its data are indices, of whole numbers."""
+    random = np.random.default_rng(0)
+    table = random.standard_normal((100, 64)).astype(np.float32)
+    weight = random.standard_normal((64, 48)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["T", "ids"], ["e"], name="table"),
+            helper.make_node("MatMul", ["e", "W"], ["y"], name="product"),
+        ],
+        "g",
+        [helper.make_tensor_value_info("ids", INT64, ["N"])],
+        [helper.make_tensor_value_info("y", FLOAT, ["N", 48])],
+        [numpy_helper.from_array(table, "T"), numpy_helper.from_array(weight, "W")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    choices = {
+        "table": Choice("quantize", format="int8"),
+        "product": Choice("quantize", format="int8", activations="dynamic_int8"),
+    }
+    report = onnxlr.rewrite(
+        model,
+        tmp_path / "o.onnx",
+        plan=Plan(choices, None, "onnx", 0, "by hand"),
+        data={"ids": random.integers(0, 100, 24)},
+        isolate=False,
+    ).report
+    assert report is not None
+    emission = [check for check in report.checks if check.proof == "emission"]
+    assert [{c.output for c in check.comparisons} for check in emission] == [
+        {"table", "product"}
+    ] * 2
+
+
+def test_a_model_whose_constants_are_inputs_on_rounded_data(tmp_path: Path) -> None:
+    """As in IR version 3."""
+    x = samples(8)
+    weight = weights()["w1"]
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")
+    model = model_of([node], {"x": x}, ["y"], {"w": weight}, opset=11, ir_version=3)
+    report = onnxlr.rewrite(
+        model,
+        tmp_path / "o.onnx",
+        method="quantize",
+        format="int8",
+        activations="dynamic_int8",
+        data=[{"x": x}],
+        isolate=False,
+    ).report
+    assert report is not None
+    assert passed(report) == {"emission": True, "approximation": True}
