@@ -8,7 +8,6 @@
 #include <cstring>
 
 #include "kernels/avx512vnni.h"
-#include "kernels/unrolled.h"
 #include "kernels/x86.h"
 
 #if defined(__GNUC__)
@@ -20,6 +19,7 @@
 #endif
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prfchw,amx-tile,amx-int8")
 #endif
+#include "kernels/unrolled.h"
 
 namespace onnxlr {
 namespace {
@@ -43,7 +43,7 @@ struct alignas(64) TileConfiguration {
 
 struct Scratch {
   alignas(64) uint8_t ring[(kSlots + 1) * kMostPanels * kTileBytes];
-  alignas(64) int32_t sums[kBandRows * 2 * kPanelColumns];  // as many as 16 rows by four panels
+  alignas(64) int32_t sums[2][kBandRows * 2 * kPanelColumns];  // as many as 16 rows by 4 panels
   alignas(64) float totals[kBandRows * 2 * kPanelColumns];
 };
 
@@ -75,6 +75,7 @@ struct Band {
   Output out;
   int64_t row, count;
   int64_t panel;
+  bool leads;  // the first band to meet these panels: the next panels are asked for on its way
 };
 
 ONNXLR_INLINE void zero_sums() {
@@ -114,20 +115,31 @@ struct Codes {
 
   const uint8_t* first;  // the first panel
   int64_t stride;        // to the next
+  int64_t prefetch;      // how far ahead memory is asked for
   uint8_t* ring;
 
   uint8_t* slot(int64_t step) const { return ring + (step & (kSlots - 1)) * kSlot; }
   uint8_t* last_slot() const { return ring + kSlots * kSlot; }  // of a last step that is not full
 
-  ONNXLR_INLINE void decode(int64_t step) const {
-    unrolled<P>([&](auto c) {
-      // What the next panels have at the same place.
-      const uint8_t* next = first + (P + c) * stride + step * kStepBytes;
-      unrolled<B>([&](auto i) {
-        _mm_prefetch(reinterpret_cast<const char*>(next + i * kBlockBytes), _MM_HINT_T1);
-      });
-      decode_tile<B>(first + c * stride + step * kStepBytes, slot(step) + c * kTile);
+  // A step comes in parts, which are done between products.
+  static constexpr int kPanelParts = P <= 2 ? 2 : 1;
+  static constexpr int kParts = P * kPanelParts;
+  static constexpr int kPartBlocks = B / kPanelParts;
+
+  template <int part>
+  ONNXLR_INLINE void decode_part(int64_t step) const {
+    constexpr int panel = part / kPanelParts;
+    constexpr int64_t block = part % kPanelParts * kPartBlocks;
+    const uint8_t* from = first + panel * stride + step * kStepBytes + block * kBlockBytes;
+    unrolled<kPartBlocks>([&](auto i) ONNXLR_INLINE_LAMBDA {
+      const uint8_t* soon = from + prefetch + i * kBlockBytes;
+      _mm_prefetch(reinterpret_cast<const char*>(soon), _MM_HINT_T1);
     });
+    decode_tile<kPartBlocks>(from, slot(step) + panel * kTile + 4 * block * kBlockBytes);
+  }
+
+  void decode(int64_t step) const {
+    unrolled<kParts>([&](auto part) ONNXLR_INLINE_LAMBDA { decode_part<part>(step); });
   }
 
   // A last step of fewer blocks: what is missing is zero.
@@ -142,37 +154,36 @@ struct Codes {
   }
 };
 
-// A tile of inputs of each row, times the tiles of P panels in a slot.
-template <bool two_row_tiles, int P, int B>
-ONNXLR_INLINE void multiply_step(const int8_t* x, int64_t stride, const uint8_t* slot) {
+// A tile of inputs of each row, times the tiles of P panels in a slot; part(i) is done between them.
+template <bool two_row_tiles, int P, int B, typename Part>
+ONNXLR_INLINE void multiply_step(const int8_t* x, int64_t stride, const uint8_t* slot,
+                                 const Part& part) {
   constexpr int64_t kTile = Codes<P, B>::kTile;
+  part(std::integral_constant<int, 0>{});
+  _tile_loadd(4, x, stride);
   if constexpr (two_row_tiles) {
     _tile_loadd(6, slot, kBlockBytes);
-    _tile_loadd(4, x, stride);
-    _tile_dpbssd(0, 4, 6);
-    if constexpr (P > 1) {
-      _tile_loadd(7, slot + kTile, kBlockBytes);
-      _tile_dpbssd(1, 4, 7);
-    }
+    if constexpr (P > 1) _tile_loadd(7, slot + kTile, kBlockBytes);
     _tile_loadd(5, x + kTileRows * stride, stride);
+    _tile_dpbssd(0, 4, 6);
+    part(std::integral_constant<int, 1>{});
+    if constexpr (P > 1) _tile_dpbssd(1, 4, 7);
+    part(std::integral_constant<int, 2>{});
     _tile_dpbssd(2, 5, 6);
+    part(std::integral_constant<int, 3>{});
     if constexpr (P > 1) _tile_dpbssd(3, 5, 7);
   } else {
-    _tile_loadd(4, x, stride);
     _tile_loadd(5, slot, kBlockBytes);
+    if constexpr (P > 1) _tile_loadd(6, slot + kTile, kBlockBytes);
+    if constexpr (P > 2) _tile_loadd(7, slot + 2 * kTile, kBlockBytes);
     _tile_dpbssd(0, 4, 5);
-    if constexpr (P > 1) {
-      _tile_loadd(6, slot + kTile, kBlockBytes);
-      _tile_dpbssd(1, 4, 6);
-    }
-    if constexpr (P > 2) {
-      _tile_loadd(7, slot + 2 * kTile, kBlockBytes);
-      _tile_dpbssd(2, 4, 7);
-    }
-    if constexpr (P > 3) {
-      _tile_loadd(5, slot + 3 * kTile, kBlockBytes);
-      _tile_dpbssd(3, 4, 5);
-    }
+    part(std::integral_constant<int, 1>{});
+    if constexpr (P > 3) _tile_loadd(5, slot + 3 * kTile, kBlockBytes);
+    if constexpr (P > 1) _tile_dpbssd(1, 4, 6);
+    part(std::integral_constant<int, 2>{});
+    if constexpr (P > 2) _tile_dpbssd(2, 4, 7);
+    part(std::integral_constant<int, 3>{});
+    if constexpr (P > 3) _tile_dpbssd(3, 4, 5);
   }
 }
 
@@ -184,12 +195,16 @@ ONNXLR_NOINLINE void multiply_steps(const Codes<P, B> codes, const int8_t* x, in
   x += first * (B * kBlockInputs);
   int64_t step = first;
   for (; step < last && step + kAhead < decoded_to; ++step, x += B * kBlockInputs) {
-    codes.decode(step + kAhead);
-    multiply_step<two_row_tiles, P, B>(x, stride, codes.slot(step));
+    const auto decode_part = [&](auto part) ONNXLR_INLINE_LAMBDA {
+      if constexpr (part < Codes<P, B>::kParts) {
+        codes.template decode_part<part>(step + kAhead);
+      }
+    };
+    multiply_step<two_row_tiles, P, B>(x, stride, codes.slot(step), decode_part);
   }
   for (; step < last; ++step, x += B * kBlockInputs) {
     const uint8_t* slot = step < decoded_to ? codes.slot(step) : codes.last_slot();
-    multiply_step<two_row_tiles, P, B>(x, stride, slot);
+    multiply_step<two_row_tiles, P, B>(x, stride, slot, [](auto) {});
   }
 }
 
@@ -208,22 +223,20 @@ ONNXLR_INLINE void store_sums(int32_t* sums) {
   }
 }
 
+// Groups are counted through all terms.
 template <int P>
-ONNXLR_INLINE void load_scales(const Band& band, int64_t term, int64_t group, __m512 (&scale)[P]) {
-  const Weights& w = band.w;
+ONNXLR_INLINE void load_scales(const Band& band, int64_t group, __m512 (&scale)[P]) {
+  const int64_t groups = band.w.terms * band.w.groups;
   unrolled<P>([&](auto c) {
-    scale[c] = _mm512_loadu_ps(
-        w.scales + (((band.panel + c) * w.terms + term) * w.groups + group) * kPanelColumns);
+    scale[c] = _mm512_loadu_ps(band.w.scales + ((band.panel + c) * groups + group) * kPanelColumns);
   });
 }
 
 // totals = or += scale * sums
 template <int P, bool first>
-ONNXLR_INLINE void add_group(const Band& band, int64_t term, int64_t group, Scratch& scratch) {
+ONNXLR_INLINE void add_group(const Band& band, int64_t group, const int32_t* sums, float* totals) {
   __m512 scale[P];
-  load_scales<P>(band, term, group, scale);
-  const int32_t* sums = scratch.sums;
-  float* totals = scratch.totals;
+  load_scales<P>(band, group, scale);
   const int64_t vectors = band.count * P;
   const auto add = [&](int64_t v, __m512 column_scale) {
     const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + v * kPanelColumns));
@@ -238,19 +251,17 @@ ONNXLR_INLINE void add_group(const Band& band, int64_t term, int64_t group, Scra
   for (; v < vectors; v += P) unrolled<P>([&](auto i) { add(v + i, scale[i]); });
 }
 
-// The last group of the last term: y = bias + range of the row * (totals + scale * sums). `alone` says
+// The last group: y = bias + range of the row * (totals + scale * sums). `alone` says
 // that there is no other group, and no totals.
 template <int P, bool alone>
-ONNXLR_INLINE void finish(const Band& band, const Scratch& scratch) {
+ONNXLR_INLINE void finish(const Band& band, const int32_t* sums, const float* totals) {
   const Weights& w = band.w;
   __m512 scale[P], bias[P];
-  load_scales<P>(band, w.terms - 1, w.groups - 1, scale);
+  load_scales<P>(band, w.terms * w.groups - 1, scale);
   const int64_t n = band.panel * kPanelColumns;
   const int64_t tail = std::min(P * kPanelColumns, w.outputs - n) - (P - 1) * kPanelColumns;
   const __mmask16 last = static_cast<__mmask16>((1u << tail) - 1u);
   unrolled<P>([&](auto c) { bias[c] = _mm512_loadu_ps(w.bias + n + c * kPanelColumns); });
-  const int32_t* sums = scratch.sums;
-  const float* totals = scratch.totals;
   float* y = band.out.y + band.row * band.out.stride + n;
   for (int64_t r = 0; r < band.count; ++r) {
     const __m512 range = _mm512_set1_ps(band.rows.scales[band.row + r]);
@@ -285,28 +296,30 @@ void multiply_band(const Band& band, Scratch& scratch) {
   const int64_t full_steps = w.blocks / B;
   const int64_t steps = (w.blocks + B - 1) / B;
   const int64_t group_steps = (w.group_blocks + B - 1) / B;
+  // What becomes of a group's sums waits until the next group's products are under way, so that the
+  // vector units do it meanwhile.
+  int32_t* sums = scratch.sums[0];
+  const int64_t prefetch = band.leads ? P * panel_bytes : 0;
+  int64_t done = 0;  // groups of all terms
   for (int64_t t = 0; t < w.terms; ++t) {
     const Codes<P, B> codes{w.codes + (t * w.panels + band.panel) * panel_bytes, panel_bytes,
-                            scratch.ring};
+                            prefetch, scratch.ring};
     for (int64_t s = 0; s < std::min(kAhead, full_steps); ++s) codes.decode(s);
     if (steps > full_steps) codes.decode_last(full_steps, w.blocks - full_steps * B);
-    for (int64_t g = 0; g < w.groups; ++g) {
+    for (int64_t g = 0; g < w.groups; ++g, ++done) {
       zero_sums();
       multiply_steps<two_row_tiles, P, B>(codes, x, band.rows.stride, g * group_steps,
                                           std::min((g + 1) * group_steps, steps), full_steps);
-      store_sums<two_row_tiles, P>(scratch.sums);
-      const bool first = t == 0 && g == 0;
-      const bool last = t == w.terms - 1 && g == w.groups - 1;
-      if (first && last) {
-        finish<P, true>(band, scratch);
-      } else if (last) {
-        finish<P, false>(band, scratch);
-      } else if (first) {
-        add_group<P, true>(band, t, g, scratch);
-      } else {
-        add_group<P, false>(band, t, g, scratch);
-      }
+      if (done == 1) add_group<P, true>(band, 0, sums, scratch.totals);
+      if (done > 1) add_group<P, false>(band, done - 1, sums, scratch.totals);
+      sums = scratch.sums[done % 2];
+      store_sums<two_row_tiles, P>(sums);
     }
+  }
+  if (done == 1) {
+    finish<P, true>(band, sums, scratch.totals);
+  } else {
+    finish<P, false>(band, sums, scratch.totals);
   }
 }
 
@@ -333,7 +346,7 @@ void multiply_bands(const Weights& w, const Int8Rows& rows, int64_t row, int64_t
       const int64_t panels = std::min(width, last_panel - panel);
       const BandFunction multiply = (short_steps ? kBands<2> : kBands<4>)[two_row_tiles][panels - 1];
       for (int64_t band = pass; band < std::min(pass + kPassBands, bands); ++band) {
-        multiply({w, rows, out, row + band * height, height, panel}, scratch);
+        multiply({w, rows, out, row + band * height, height, panel, band == pass}, scratch);
       }
     }
   }

@@ -1,4 +1,6 @@
 // Loops that are gone when the optimiser looks, so that arrays of sums become registers.
+//
+// Include after `#pragma GCC target`: a body for a newer target is not inlined into these otherwise.
 #pragma once
 
 #include <type_traits>
@@ -7,9 +9,11 @@
 #if defined(_MSC_VER)
 #define ONNXLR_INLINE __forceinline
 #define ONNXLR_NOINLINE __declspec(noinline)
+#define ONNXLR_INLINE_LAMBDA [[msvc::forceinline]]
 #else
 #define ONNXLR_INLINE inline __attribute__((always_inline))
 #define ONNXLR_NOINLINE __attribute__((noinline))
+#define ONNXLR_INLINE_LAMBDA __attribute__((always_inline))
 #endif
 
 namespace onnxlr {
