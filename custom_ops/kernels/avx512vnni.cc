@@ -32,7 +32,7 @@ template <int blocks>
 ONNXLR_INLINE void add_blocks_of_row(const uint8_t* codes, const int8_t* x, __m512i (*sum)[4]) {
   unrolled<blocks>([&](auto i) {
     const uint8_t* at = codes + i * kBlockBytes;
-    _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetchBytes), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetchBytes), _MM_HINT_T1);
     const __m512i block = load(at);
     unrolled<4>([&](auto q) {
       const __m512i mask = _mm512_set1_epi32(static_cast<int32_t>(0x03030303u << (2 * q)));

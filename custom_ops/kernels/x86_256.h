@@ -19,6 +19,7 @@ namespace {
 
 constexpr float kSmallestRange = 1e-30f;
 constexpr int64_t kHalfBytes = 32;    // eight columns of a block
+constexpr int64_t kPrefetchBytes = 4096;
 constexpr int64_t kFloatBlocks = 16;  // blocks summed in float before the sum joins the total
 
 inline __m256i load_half(const uint8_t* p) {
@@ -64,6 +65,8 @@ ONNXLR_NOINLINE void add_blocks(const uint8_t* panel, const int8_t* row, int64_t
     const uint8_t* codes = panel + begin * kBlockBytes;
     const int8_t* x = row + begin * kBlockInputs;
     for (int64_t b = begin; b < end; ++b, codes += kBlockBytes, x += kBlockInputs) {
+      // Panels follow each other in memory: what comes next is asked for.
+      _mm_prefetch(reinterpret_cast<const char*>(codes + kPrefetchBytes), _MM_HINT_T1);
       unrolled<4>([&](auto q) {
         __m256i weights[2];
         unrolled<2>([&](auto h) {
