@@ -1,6 +1,6 @@
 // AMX int8: a tile of 16 rows by 64 int8 times a tile of 64 codes by 16 columns, sixteen cycles.
 //
-// Four tiles of sums: 32 rows by two panels, or up to 16 rows by four. Panels are decoded into a small
+// Four tiles of sums: 32 rows by two panels. Panels are decoded into a small
 // ring, two steps ahead of the products: what is loaded as a tile must have left the store buffer, or
 // the load waits for it. The vector units decode while the matrix unit multiplies, so that decoding
 // again for each 32 rows is free, and nothing but the ring has to stay in the first-level cache.
@@ -28,7 +28,8 @@ constexpr int64_t kFewRows = 3;     // up to here AVX-512 is as fast
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kBandRows = 32;   // rows that are multiplied together
 constexpr int64_t kPassRows = 64;   // rows that pass over a panel before the next panel's turn
-constexpr int64_t kMostPanels = 4;
+constexpr int64_t kMostPanels = 2;
+constexpr int64_t kPanelsAhead = 4;  // panels from those at work to those asked for
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kAhead = 2;       // steps
 
@@ -42,13 +43,12 @@ struct alignas(64) TileConfiguration {
 
 struct Scratch {
   alignas(64) uint8_t ring[(kSlots + 1) * kMostPanels * kTileBytes];
-  alignas(64) int32_t sums[2][kBandRows * 2 * kPanelColumns];  // as many as 16 rows by 4 panels
-  alignas(64) float totals[kBandRows * 2 * kPanelColumns];
+  alignas(64) int32_t sums[2][kBandRows * kMostPanels * kPanelColumns];
+  alignas(64) float totals[kBandRows * kMostPanels * kPanelColumns];
 };
 
-// Tiles 0 to 3 hold sums. With two row tiles 4 and 5 hold rows, 6 and 7 weights of two panels; with one,
-// 4 holds rows and 5 to 7 weights.
-// Steps have four blocks, or two where groups are that short.
+// Tiles 0 to 3 hold sums, by row tile and panel; 4 and 5 rows, 6 and 7 weights. Steps have four blocks,
+// or two where groups are that short.
 void configure(int64_t rows, int64_t step_blocks) {
   TileConfiguration configuration;
   const auto set = [&](int tile, int64_t tile_rows, int64_t bytes) {
@@ -60,9 +60,9 @@ void configure(int64_t rows, int64_t step_blocks) {
   const int64_t step_inputs = step_blocks * kBlockInputs;
   for (int tile : {0, 1}) set(tile, std::min(rows, kTileRows), 64);
   for (int tile : {2, 3}) set(tile, lower, 64);
-  for (int tile : {5, 6, 7}) set(tile, 4 * step_blocks, 64);
+  for (int tile : {6, 7}) set(tile, 4 * step_blocks, 64);
   set(4, std::min(rows, kTileRows), step_inputs);
-  if (two_row_tiles) set(5, lower, step_inputs);
+  set(5, lower, step_inputs);
   asm volatile("" ::: "memory");  // gcc 12 does not know that the instruction reads memory
   _tile_loadconfig(&configuration);
 }
@@ -91,30 +91,16 @@ ONNXLR_INLINE void multiply_step(const int8_t* x, int64_t stride, const uint8_t*
   constexpr int64_t kTile = Codes<P, B>::kTile;
   part(std::integral_constant<int, 0>{});
   _tile_loadd(4, x, stride);
-  if constexpr (two_row_tiles) {
-    _tile_loadd(6, slot, kBlockBytes);
-    if constexpr (P > 1) _tile_loadd(7, slot + kTile, kBlockBytes);
-    _tile_loadd(5, x + kTileRows * stride, stride);
-    _tile_dpbssd(0, 4, 6);
-    part(std::integral_constant<int, 1>{});
-    if constexpr (P > 1) _tile_dpbssd(1, 4, 7);
-    part(std::integral_constant<int, 2>{});
-    _tile_dpbssd(2, 5, 6);
-    part(std::integral_constant<int, 3>{});
-    if constexpr (P > 1) _tile_dpbssd(3, 5, 7);
-  } else {
-    _tile_loadd(5, slot, kBlockBytes);
-    if constexpr (P > 1) _tile_loadd(6, slot + kTile, kBlockBytes);
-    if constexpr (P > 2) _tile_loadd(7, slot + 2 * kTile, kBlockBytes);
-    _tile_dpbssd(0, 4, 5);
-    part(std::integral_constant<int, 1>{});
-    if constexpr (P > 3) _tile_loadd(5, slot + 3 * kTile, kBlockBytes);
-    if constexpr (P > 1) _tile_dpbssd(1, 4, 6);
-    part(std::integral_constant<int, 2>{});
-    if constexpr (P > 2) _tile_dpbssd(2, 4, 7);
-    part(std::integral_constant<int, 3>{});
-    if constexpr (P > 3) _tile_dpbssd(3, 4, 5);
-  }
+  _tile_loadd(6, slot, kBlockBytes);
+  if constexpr (P > 1) _tile_loadd(7, slot + kTile, kBlockBytes);
+  if constexpr (two_row_tiles) _tile_loadd(5, x + kTileRows * stride, stride);
+  _tile_dpbssd(0, 4, 6);
+  part(std::integral_constant<int, 1>{});
+  if constexpr (P > 1) _tile_dpbssd(1, 4, 7);
+  part(std::integral_constant<int, 2>{});
+  if constexpr (two_row_tiles) _tile_dpbssd(2, 5, 6);
+  part(std::integral_constant<int, 3>{});
+  if constexpr (two_row_tiles && P > 1) _tile_dpbssd(3, 5, 7);
 }
 
 // Steps first to last of a term, of which steps below `decoded_to` are decoded ahead here. A function
@@ -147,9 +133,6 @@ ONNXLR_INLINE void store_sums(int32_t* sums) {
   if constexpr (two_row_tiles) {
     _tile_stored(2, sums + kTileRows * kRow, kRow * 4);
     if constexpr (P > 1) _tile_stored(3, sums + kTileRows * kRow + kPanelColumns, kRow * 4);
-  } else {
-    if constexpr (P > 2) _tile_stored(2, sums + 2 * kPanelColumns, kRow * 4);
-    if constexpr (P > 3) _tile_stored(3, sums + 3 * kPanelColumns, kRow * 4);
   }
 }
 
@@ -229,7 +212,7 @@ void multiply_band(const Band& band, Scratch& scratch) {
   // What becomes of a group's sums waits until the next group's products are under way, so that the
   // vector units do it meanwhile.
   int32_t* sums = scratch.sums[0];
-  const int64_t prefetch = band.leads ? P * panel_bytes : 0;
+  const int64_t prefetch = band.leads ? kPanelsAhead * panel_bytes : 0;
   int64_t done = 0;  // groups of all terms
   for (int64_t t = 0; t < w.terms; ++t) {
     const Codes<P, B> codes{w.codes + (t * w.panels + band.panel) * panel_bytes, panel_bytes,
@@ -258,9 +241,8 @@ using BandFunction = void (*)(const Band&, Scratch&);
 // By blocks in a step, row tiles, panels.
 template <int B>
 constexpr BandFunction kBands[2][kMostPanels] = {
-    {multiply_band<false, 1, B>, multiply_band<false, 2, B>, multiply_band<false, 3, B>,
-     multiply_band<false, 4, B>},
-    {multiply_band<true, 1, B>, multiply_band<true, 2, B>, nullptr, nullptr}};
+    {multiply_band<false, 1, B>, multiply_band<false, 2, B>},
+    {multiply_band<true, 1, B>, multiply_band<true, 2, B>}};
 
 // Bands of equal height, over all panels: as many bands at a time as keep the rows in the cache.
 void multiply_bands(const Weights& w, const Int8Rows& rows, int64_t row, int64_t bands,
@@ -268,12 +250,11 @@ void multiply_bands(const Weights& w, const Int8Rows& rows, int64_t row, int64_t
                     Scratch& scratch) {
   const bool short_steps = w.group_blocks == 2;
   const bool two_row_tiles = height > kTileRows;
-  const int64_t width = two_row_tiles ? 2 : kMostPanels;
   configure(height, short_steps ? 2 : 4);
   constexpr int64_t kPassBands = kPassRows / kBandRows;
   for (int64_t pass = 0; pass < bands; pass += kPassBands) {
-    for (int64_t panel = first_panel; panel < last_panel; panel += width) {
-      const int64_t panels = std::min(width, last_panel - panel);
+    for (int64_t panel = first_panel; panel < last_panel; panel += kMostPanels) {
+      const int64_t panels = std::min(kMostPanels, last_panel - panel);
       const BandFunction multiply = (short_steps ? kBands<2> : kBands<4>)[two_row_tiles][panels - 1];
       for (int64_t band = pass; band < std::min(pass + kPassBands, bands); ++band) {
         multiply({w, rows, out, row + band * height, height, panel, band == pass}, scratch);
