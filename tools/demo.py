@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from rich.console import Console
 from rich.table import Table
 
@@ -37,7 +36,7 @@ SKIPPED = ("features.conv1", "classifier.logits")
 
 def accuracy(model: Path, samples: Path) -> float:
     """Return the share of samples whose largest logit is at their label."""
-    session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    session = onnxlr.session(model, ["CPUExecutionProvider"])
     with np.load(samples) as arrays:
         logits = session.run(None, {"image": arrays["image"]})[0]
         return float((logits.argmax(axis=1) == arrays["label"]).mean())

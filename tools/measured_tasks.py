@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
+import onnxlr
 from tools import minilm, ocr_lines
 from tools.corpus import calibration_sentences, held_out_sentences
 from tools.fetch_models import fetch
@@ -109,6 +110,6 @@ def write_feeds(feeds: Iterable[Mapping[str, Any]], folder: Path) -> Path:
 def _embeddings(model: Path, feeds: Sequence[Feeds]) -> np.ndarray:
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    session = onnxlr.session(model, ["CPUExecutionProvider"], options)
     found = [session.run(["sentence_embedding"], inputs)[0] for inputs in feeds]
     return np.concatenate(found)

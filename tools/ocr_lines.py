@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+import onnxlr
 from tools.corpus import calibration_sentences, held_out_sentences
 from tools.fetch_models import MATERIALS, fetch, load_manifest
 
@@ -196,7 +197,7 @@ def read_lines(
     """Return what a model reads in prepared batches, and what they show."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    session = onnxlr.session(model, ["CPUExecutionProvider"], options)
     read: list[str] = []
     shown: list[str] = []
     for feeds, texts in prepared:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 
+import onnxlr
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
@@ -59,7 +61,7 @@ def _runner(model: Path) -> Callable[[Mapping[str, Any]], Any]:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    session = onnxlr.session(model, ["CPUExecutionProvider"], options)
     return lambda inputs: session.run(None, dict(inputs))
 
 

@@ -123,12 +123,17 @@ class Body:
         summed = self.add("Add", x, self.add("Sub", by, self.constant([1])))
         return self.add("Div", summed, by)
 
+    def modulo(self, x: str, by: str) -> str:
+        """Return what is left of integers that are not negative."""
+        whole = self.add("Mul", self.add("Div", x, by), by)
+        return self.add("Sub", x, whole)
+
     def cast(self, x: str, to: int) -> str:
         """Return values in another type."""
         return self.add("Cast", x, to=to)
 
     def reduce(self, operator: str, x: str, axis: int, keep: bool = False) -> str:
-        """Return ReduceMax, ReduceProd or ReduceSum over one axis."""
+        """Return ReduceMax, ReduceMin, ReduceProd or ReduceSum over one axis."""
         if self.opset < (13 if operator == "ReduceSum" else 18):
             return self.add(operator, x, axes=[axis], keepdims=int(keep))
         return self.add(operator, x, self.constant([axis]), keepdims=int(keep))

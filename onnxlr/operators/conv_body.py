@@ -8,7 +8,7 @@ import numpy as np
 from onnx import AttributeProto, numpy_helper
 
 from onnxlr.operators.body import FLOAT, INT8, Body, reference, references
-from onnxlr.operators.products import Needs, prepared_rows, rounded_rows
+from onnxlr.operators.products import Needs, marked_steps, prepared_rows, rounded_rows
 from onnxlr.operators.unpacking import Packed
 
 __all__ = ["write_conv"]
@@ -31,25 +31,31 @@ class _Sizes:
 def write_conv(body: Body, needs: Needs) -> None:
     """Write the nodes from X to Y."""
     sizes = _sizes(body)
-    packed = Packed(sizes.inputs, sizes.outputs, sizes.group)
+    packed = Packed(_order(body, sizes), sizes.outputs, sizes.group)
     if needs.levels == {0}:
         _dense(body, packed, sizes, needs)
         return
     entries = _entries(body, sizes)
     batch, space = body.dims(entries, 0, 1), body.dims(entries, 2)
     places = body.reduce("ReduceProd", space, 0, keep=True)
-    # The batch goes among the columns: one large product instead of many small ones.
-    patches = body.reshape(entries, 0, sizes.group, sizes.inputs, places)
+    # ONNX Runtime writes -1 for the one number of a shape that it does not know, and an empty batch
+    # beside it leaves that open: here and at the end, it is joined to another number first, and the
+    # pair is left as it is.
+    patches = body.reshape(entries, 0, sizes.group, body.shape(sizes.inputs, places))
     patches = body.add("Transpose", patches, perm=[1, 2, 0, 3])
+    # The batch goes among the columns: one large product instead of many small ones.
     columns = body.add("Mul", batch, places)
     patches = body.reshape(patches, sizes.group, sizes.inputs, columns)
-    write = _integer if needs.integer(body.opset) else _float
-    total, step = write(body, packed, sizes, patches, needs)
+    if needs.integer(body.opset):
+        total, step = _integer(body, packed, sizes, patches, needs.terms)
+    else:
+        rows, step = prepared_rows(body, needs, patches, 1)
+        total = body.add("MatMul", _decoded(body, packed, needs), rows)
     bias = body.reshape("bias", sizes.group, sizes.outputs, 1)
     values = body.add("Add", body.add("Mul", total, step), bias)
     values = body.reshape(values, sizes.group, sizes.outputs, batch, places)
     values = body.add("Transpose", values, perm=[2, 0, 1, 3])
-    body.reshape(values, 0, body.dims("bias", 0), space, output="Y")
+    body.reshape(values, 0, body.shape(body.dims("bias", 0), space), output="Y")
 
 
 def _sizes(body: Body) -> _Sizes:
@@ -80,28 +86,25 @@ def _kernel_shape(body: Body) -> str:
     return body.dims(unpooled, 2)
 
 
-def _decoded(body: Body, packed: Packed, sizes: _Sizes, needs: Needs) -> str:
-    """Return the float weights (group, outputs, channels, positions)."""
-    groups = packed.group_of_inputs(body)
-    weights = []
-    for term in range(needs.terms):
-        scales = packed.scales_of_groups(body, term)
-        scales = body.reshape(scales, 0, sizes.group, sizes.outputs)
-        scales = body.add("Transpose", scales, perm=[1, 2, 0])
-        scales = body.add("Gather", scales, groups, axis=2)
-        weights.append(body.add("Mul", body.cast(packed.term(body, term), FLOAT), scales))
-    return _channels_first(body, body.sum(weights), sizes)
+def _order(body: Body, sizes: _Sizes) -> str:
+    """Return the inputs of packed codes in the order of kernels, the channel first."""
+    places = body.range(sizes.inputs)
+    position = body.modulo(places, sizes.positions)
+    channel = body.add("Div", places, sizes.positions)
+    return body.add("Add", body.add("Mul", position, sizes.channels), channel)
 
 
-def _channels_first(body: Body, matrices: str, sizes: _Sizes) -> str:
-    """Return matrices (group, outputs, inputs) as (group, outputs, channels, positions)."""
-    parts = body.reshape(matrices, sizes.group, sizes.outputs, sizes.positions, sizes.channels)
-    return body.add("Transpose", parts, perm=[0, 1, 3, 2])
+def _decoded(body: Body, packed: Packed, needs: Needs) -> str:
+    """Return the float weights (group, outputs, inputs)."""
+    weights = [packed.scaled(body, term, needs.grouped) for term in range(needs.terms)]
+    return body.add("Transpose", body.sum(weights), perm=[1, 2, 0])
 
 
 def _dense(body: Body, packed: Packed, sizes: _Sizes, needs: Needs) -> None:
-    input_scale = body.reshape("input_scale", sizes.group, 1, sizes.channels, 1)
-    kernel = body.add("Mul", _decoded(body, packed, sizes, needs), input_scale)
+    channel = body.add("Div", body.range(sizes.inputs), sizes.positions)
+    input_scale = body.reshape("input_scale", sizes.group, 1, sizes.channels)
+    input_scale = body.add("Gather", input_scale, channel, axis=2)
+    kernel = body.add("Mul", _decoded(body, packed, needs), input_scale)
     shaped = body.reshape(kernel, body.dims("bias", 0), sizes.channels, sizes.kernel)
     group = references(("group",), AttributeProto.INT)
     body.add("Conv", "X", shaped, "bias", output="Y", **_WINDOW, **group)
@@ -121,25 +124,16 @@ def _entries(body: Body, sizes: _Sizes) -> str:
     return body.add("Conv", "X", filters, **_WINDOW, **group)
 
 
-def _float(
-    body: Body, packed: Packed, sizes: _Sizes, patches: str, needs: Needs
-) -> tuple[str, str]:
-    rows, step = prepared_rows(body, needs, patches, 1)
-    weights = _decoded(body, packed, sizes, needs)
-    weights = body.reshape(weights, sizes.group, sizes.outputs, sizes.inputs)
-    return body.add("MatMul", weights, rows), step
-
-
 def _integer(
-    body: Body, packed: Packed, sizes: _Sizes, patches: str, needs: Needs
+    body: Body, packed: Packed, sizes: _Sizes, patches: str, terms: int
 ) -> tuple[str, str]:
     rows, step = rounded_rows(body, patches, 1)
+    step = marked_steps(body, rows, step, 1)
     rows = body.cast(rows, INT8)
     zero = body.constant(1, np.uint8)
     sums = []
-    for term in range(needs.terms):
-        codes = _channels_first(body, packed.term(body, term, zero=1), sizes)
-        codes = body.reshape(codes, sizes.group, sizes.outputs, sizes.inputs)
+    for term in range(terms):
+        codes = body.add("Transpose", packed.term(body, term, zero=1), perm=[1, 2, 0])
         product = body.cast(body.add("MatMulInteger", codes, rows, zero), FLOAT)
         scales = packed.scales_of_outputs(body, term)
         scales = body.reshape(scales, sizes.group, sizes.outputs, 1)

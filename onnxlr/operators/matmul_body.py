@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxlr.operators.body import FLOAT, UINT8, Body
-from onnxlr.operators.products import Needs, prepared_rows, rounded_rows
+from onnxlr.operators.products import Needs, marked_steps, prepared_rows, rounded_rows
 from onnxlr.operators.unpacking import Packed
 
 __all__ = ["write_matmul"]
@@ -15,7 +15,7 @@ _CENTRE = 128  # rows are uint8 around it: runtimes have their fastest kernels f
 
 def write_matmul(body: Body, needs: Needs) -> None:
     """Write the nodes from X to Y, all of which keep the leading dimensions of X."""
-    packed = Packed(body.dims("input_scale", 0), body.dims("bias", 0))
+    packed = Packed(body.range(body.dims("input_scale", 0)), body.dims("bias", 0))
     x = body.add("Mul", "X", "input_scale")
     write = _integer if needs.integer(body.opset) else _float
     total, step = write(body, packed, x, needs)
@@ -24,6 +24,7 @@ def write_matmul(body: Body, needs: Needs) -> None:
 
 def _integer(body: Body, packed: Packed, x: str, needs: Needs) -> tuple[str, str]:
     rows, step = rounded_rows(body, x, -1)
+    step = marked_steps(body, rows, step, -1)
     rows = body.cast(body.add("Add", rows, body.number(_CENTRE)), UINT8)
     centre = body.constant(_CENTRE, np.uint8)
     sums = []
@@ -39,9 +40,5 @@ def _float(body: Body, packed: Packed, x: str, needs: Needs) -> tuple[str, str]:
     if not needs.decoded(body.opset):
         product = body.add("MatMul", rows, body.cast(packed.term(body, 0), FLOAT))
         return body.add("Mul", product, packed.scales_of_outputs(body, 0)), step
-    groups = packed.group_of_inputs(body)
-    weights = []
-    for term in range(needs.terms):
-        scales = body.add("Gather", packed.scales_of_groups(body, term), groups, axis=0)
-        weights.append(body.add("Mul", body.cast(packed.term(body, term), FLOAT), scales))
+    weights = [packed.scaled(body, term, needs.grouped) for term in range(needs.terms)]
     return body.add("MatMul", rows, body.sum(weights)), step

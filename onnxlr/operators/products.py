@@ -8,7 +8,7 @@ from onnx import AttributeProto
 
 from onnxlr.operators.body import Body, reference
 
-__all__ = ["Needs", "prepared_rows", "rounded_rows"]
+__all__ = ["Needs", "marked_steps", "prepared_rows", "rounded_rows"]
 
 _MATMUL_INTEGER_OPSET = 10
 _LARGEST = 127.0
@@ -55,14 +55,28 @@ class Needs:
 
 
 def rounded_rows(body: Body, x: str, axis: int) -> tuple[str, str]:
-    """Return numbers rounded to -127 … 127 as floats, and what one step is worth, along an axis."""
-    largest = body.reduce("ReduceMax", body.add("Abs", x), axis, keep=True)
-    if axis < 0:
-        # ONNX Runtime does not reduce such an axis where there are no rows: cut it to one entry.
-        largest = body.add("Gather", largest, body.constant([0]), axis=axis)
+    """Return numbers rounded to -127 … 127 as floats, and what one step is worth, along an axis.
+
+    A row that is not finite has NaN among its rounded numbers.
+    """
+    largest = _over(body, "ReduceMax", body.add("Abs", x), axis)
     largest = body.add("Max", largest, body.number(_SMALLEST_RANGE))
     scaled = body.add("Mul", x, body.add("Div", body.number(_LARGEST), largest))
     return body.rounded(scaled), body.add("Div", largest, body.number(_LARGEST))
+
+
+def marked_steps(body: Body, rows: str, step: str, axis: int) -> str:
+    """Return the steps of rounded rows, NaN where a row has NaN, which integers cannot tell."""
+    nothing = body.add("Mul", _over(body, "ReduceSum", rows, axis), body.number(0.0))
+    return body.add("Add", step, nothing)
+
+
+def _over(body: Body, operator: str, x: str, axis: int) -> str:
+    reduced = body.reduce(operator, x, axis, keep=True)
+    if axis >= 0:
+        return reduced
+    # ONNX Runtime does not reduce such an axis where there are no rows: cut it to one entry.
+    return body.add("Gather", reduced, body.constant([0]), axis=axis)
 
 
 def prepared_rows(body: Body, needs: Needs, x: str, axis: int) -> tuple[str, str]:

@@ -9,18 +9,26 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime as ort
 
-from onnxlr.errors import LibraryError, LibraryMissingError
-from onnxlr.runtime.library import DOMAIN, get_library_path, register_ops
+from onnxlr.errors import LibraryError, LibraryMissingError, ModelError, UsageError
+from onnxlr.runtime.library import DOMAIN, LIBRARY_VARIABLE, get_library_path, register_ops
 
 __all__ = ["open_session", "session"]
 
 _logger = logging.getLogger("onnxlr")
+_LARGEST_PROTO = 2**31 - 1
+_WEIGHTS_ELSEWHERE = (
+    "the model in memory has weights in another file, which is found beside a model's file only; "
+    "give the path of that file, or load the model with its weights by onnx.load"
+)
+_FILE_NOT_FOUND = ("xternal data", "GetFileLength")  # of new and old versions
+_OTHER_LAYOUT = "attribute layout is"  # how a kernel says that it does not read a node's weights
 
 
 def session(
-    model: str | os.PathLike[str] | bytes,
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
     providers: Sequence[Any] | None = None,
     options: ort.SessionOptions | None = None,
     **arguments: Any,
@@ -33,7 +41,7 @@ def session(
     Parameters
     ----------
     model
-        A file, or the bytes of one.
+        A file, the bytes of one, or a model in memory. External data is found beside a file only.
     providers
         Execution providers, as ONNX Runtime takes them.
     options
@@ -43,12 +51,16 @@ def session(
 
     Raises
     ------
+    UsageError
+        If the model is something else.
+    ModelError
+        If a model in memory has external data that is not found, or is larger than 2 GB.
     LibraryError
-        If the model has onnxlr's operators without functions, and there is no library.
+        If the model has onnxlr's operators without functions, and there is no library; if the
+        library is too old for the model.
     """
     options = ort.SessionOptions() if options is None else options
-    source = model if isinstance(model, bytes) else os.fspath(model)
-    return open_session(source, options, None, providers=providers, **arguments)
+    return open_session(_source_of(model), options, None, providers=providers, **arguments)
 
 
 def open_session(
@@ -61,19 +73,64 @@ def open_session(
     Raises
     ------
     LibraryError
-        If the model has onnxlr's operators without functions, and there is no library.
+        If the model has onnxlr's operators without functions, and there is no library; if the
+        library is too old for the model.
     """
     problem = _register(options)
     try:
         with nullcontext() if folder is None else _inside(folder):
             return ort.InferenceSession(source, options, **arguments)
     except Exception as error:
-        if problem is None or f"{DOMAIN}:" not in str(error):
+        explained = _explained(error, problem, isinstance(source, bytes))
+        if explained is None:
             raise
-        raise LibraryError(
+        raise explained from error
+
+
+def _source_of(model: object) -> str | bytes:
+    """Return what ONNX Runtime takes."""
+    if isinstance(model, (str, os.PathLike)):
+        return os.fspath(model)
+    if isinstance(model, (bytes, bytearray, memoryview)):
+        return bytes(model)
+    if not isinstance(model, onnx.ModelProto):
+        raise UsageError(
+            f"a session cannot be made of an object of type {type(model).__name__}; expected the "
+            "path of a model's file, the bytes of one, or an onnx.ModelProto"
+        )
+    if any(onnx.external_data_helper.uses_external_data(t) for t in model.graph.initializer):
+        raise ModelError(_WEIGHTS_ELSEWHERE)
+    if model.ByteSize() > _LARGEST_PROTO:
+        raise ModelError(
+            f"the model in memory has {model.ByteSize():,} bytes, more than a session takes from "
+            "memory; save it with its weights in another file, by onnx.save and "
+            "save_as_external_data, and give the path"
+        )
+    return bytes(model.SerializeToString())
+
+
+def _explained(
+    error: Exception, problem: LibraryError | None, in_memory: bool
+) -> ModelError | None:
+    """Return what to raise instead of ONNX Runtime's error; None if that says all there is.
+
+    `problem` is why there is no library.
+    """
+    said = " ".join(str(error).split())
+    if in_memory and any(sign in said for sign in _FILE_NOT_FOUND):
+        return ModelError(f"{_WEIGHTS_ELSEWHERE} ({said})")
+    if problem is not None and f"{DOMAIN}:" in said:
+        return LibraryError(
             f"the model has operators of the domain '{DOMAIN}' without functions, so that they "
             f"need the op library, and {problem}"
-        ) from error
+        )
+    if problem is None and (f"{DOMAIN}:" in said or _OTHER_LAYOUT in said):
+        return LibraryError(
+            f"the op library {get_library_path()} is too old for the model, or the model is damaged"
+            f" ({said}); install a newer onnxlr, or set {LIBRARY_VARIABLE}=off to run the model by "
+            "its own functions, where it has them"
+        )
+    return None
 
 
 def _register(options: ort.SessionOptions) -> LibraryError | None:

@@ -10,8 +10,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from onnxlr.operators.functions import add_functions
-from onnxlr.operators.schema import TernaryConv, TernaryMatMul, TernaryOperator, make_node
+from onnxlr.operators import (
+    TernaryConv,
+    TernaryMatMul,
+    TernaryOperator,
+    add_functions,
+    make_node,
+)
 from tests.onelayer import LEVELS, Array, distance, run
 from tests.operators import reference
 

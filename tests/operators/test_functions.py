@@ -15,8 +15,9 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxlr.errors import ModelError, UsageError
 from onnxlr.operators.functions import add_functions, function_bodies
+from onnxlr.operators.matmul import TernaryMatMul
 from onnxlr.operators.products import Needs
-from onnxlr.operators.schema import TernaryMatMul, make_node
+from onnxlr.operators.schema import make_node
 from tests.onelayer import LEVELS, distance, newest_opset, run
 from tests.operators.nodes import assert_runs, conv, data, expected, matmul, model_of
 from tests.operators.oplibrary import installed_library

@@ -163,11 +163,18 @@ def test_registering_what_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_pat
 # --- sessions ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["path", "string", "bytes"])
+@pytest.mark.parametrize("kind", ["path", "string", "bytes", "bytearray", "proto"])
 def test_a_session_uses_the_kernels(
     available: str, file: Path, rows: Array, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = {"path": file, "string": str(file), "bytes": file.read_bytes()}[kind]
+    content = file.read_bytes()
+    model = {
+        "path": file,
+        "string": str(file),
+        "bytes": content,
+        "bytearray": bytearray(content),
+        "proto": onnx.load(file),
+    }[kind]
     with caplog.at_level(logging.INFO, "onnxlr"):
         session = onnxlr.session(model, providers=CPU)
     np.testing.assert_allclose(computed(session, rows), by_kernel(rows), rtol=1e-5, atol=1e-5)
