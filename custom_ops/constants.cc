@@ -1,6 +1,7 @@
 #include "constants.h"
 
 #include <cmath>
+#include <cstring>
 
 #include "status.h"
 
@@ -18,14 +19,12 @@ std::string to_string(const std::vector<int64_t>& shape) {
 }
 
 std::vector<int64_t> shape_of(const ort::Api& api, const ort::Value* value) {
-  ort::TensorShape* info = nullptr;
-  check(api, api.GetTensorTypeAndShape(value, &info));
+  Owned<ort::TensorShape> info(api.ReleaseTensorTypeAndShapeInfo);
+  check(api, api.GetTensorTypeAndShape(value, info.out()));
   size_t rank = 0;
-  std::string problem = message_of(api, api.GetDimensionsCount(info, &rank));
+  check(api, api.GetDimensionsCount(info.get(), &rank));
   std::vector<int64_t> shape(rank);
-  if (problem.empty()) problem = message_of(api, api.GetDimensions(info, shape.data(), rank));
-  api.ReleaseTensorTypeAndShapeInfo(info);
-  if (!problem.empty()) throw Problem(problem);
+  check(api, api.GetDimensions(info.get(), shape.data(), rank));
   return shape;
 }
 
@@ -51,17 +50,19 @@ const void* constant_input(const ort::Api& api, const ort::KernelInfo* info, Inp
   return data;
 }
 
-const float* finite_input(const ort::Api& api, const ort::KernelInfo* info, Input input,
-                          const std::vector<int64_t>& expected) {
-  const auto* data = static_cast<const float*>(constant_input(api, info, input, expected));
+std::vector<float> finite_input(const ort::Api& api, const ort::KernelInfo* info, Input input,
+                                const std::vector<int64_t>& expected) {
+  const void* data = constant_input(api, info, input, expected);
   int64_t count = 1;
   for (int64_t dim : expected) count *= dim;
-  for (int64_t i = 0; i < count; ++i) {
-    if (std::isfinite(data[i])) continue;
-    throw Problem(std::string("input ") + name_of(input) + " holds " + std::to_string(data[i]) +
+  std::vector<float> values(static_cast<size_t>(count));
+  std::memcpy(values.data(), data, values.size() * sizeof(float));
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (std::isfinite(values[i])) continue;
+    throw Problem(std::string("input ") + name_of(input) + " holds " + std::to_string(values[i]) +
                   " at entry " + std::to_string(i) + "; expected finite numbers");
   }
-  return data;
+  return values;
 }
 
 }  // namespace onnxlr

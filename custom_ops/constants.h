@@ -22,8 +22,8 @@ std::vector<int64_t> shape_of(const ort::Api& api, const ort::Value* value);
 const void* constant_input(const ort::Api& api, const ort::KernelInfo* info, Input input,
                            const std::vector<int64_t>& expected);
 
-// The same for floats, which must be finite.
-const float* finite_input(const ort::Api& api, const ort::KernelInfo* info, Input input,
-                          const std::vector<int64_t>& expected);
+// A copy of floats, which must be finite. In a file that is mapped, they lie at any address.
+std::vector<float> finite_input(const ort::Api& api, const ort::KernelInfo* info, Input input,
+                                const std::vector<int64_t>& expected);
 
 }  // namespace onnxlr

@@ -19,6 +19,8 @@ constexpr int64_t kTileBytes = 1 << 18;  // a tile and its panels share the seco
 constexpr int64_t kRowStep = 32;         // rows that kernels like to see together
 constexpr int64_t kMostRows = 256;
 constexpr int64_t kPixelStep = 256;      // pixels that a task brings into order
+constexpr int64_t kPieceRows = 8;        // rows that a task makes ready where tiles are few
+constexpr int64_t kLeastPanels = 2;      // that a task multiplies
 constexpr double kPixelWork = 16;        // of moving a float, in multiply-adds of int8
 
 Convolution read_convolution(const ort::Api& api, const ort::KernelInfo* info, const Format& format) {
@@ -70,6 +72,13 @@ int64_t tile_rows(const Weights& w, int64_t bytes_per_row, int64_t rows, int64_t
   return std::min(rows, std::max(kRowStep, most / kRowStep * kRowStep));
 }
 
+// Of a convolution, in multiply-adds of int8. Kernels multiply whole panels.
+double work_of(const Weights& w, int64_t rows, bool rounds) {
+  const double panels = static_cast<double>(w.panels * kPanelColumns * w.terms);
+  return static_cast<double>(rows) * static_cast<double>(w.inputs) *
+         (kPixelWork + panels * (rounds ? 1 : kFloatWork));
+}
+
 void order_pixels(const Image& image, const float* x, const float* input_scale, float* pixels,
                   int64_t task) {
   const int64_t steps = divide_up(image.size(), kPixelStep);
@@ -80,6 +89,99 @@ void order_pixels(const Image& image, const float* x, const float* input_scale, 
             input_scale, pixels + (picture * image.size() + first) * image.channels,
             image.channels);
 }
+
+// Floats that the image takes as windows are read from it.
+int64_t values_of(const ConvRun& run) {
+  const Image& image = run.image;
+  if (run.source == Source::kPlanes) return run.planes.size();
+  return run.source == Source::kPixels ? image.batch * image.channels * image.size() : 0;
+}
+
+void prepare_input(const ort::Api& api, const ort::KernelContext* context, const ConvRun& run,
+                   bool in_parallel, float* prepared) {
+  const Image& image = run.image;
+  if (run.source == Source::kPlanes) {
+    const int64_t lines = run.planes.lines();
+    const int64_t tasks = std::min(lines, 4 * processor_count());
+    for_tasks(api, context, in_parallel, tasks, [&](int64_t task) {
+      for (int64_t i = lines * task / tasks; i < lines * (task + 1) / tasks; ++i) {
+        run.planes.fill(run.x, run.input_scale, i, prepared);
+      }
+    });
+  } else if (run.source == Source::kPixels) {
+    const int64_t steps = image.batch * divide_up(image.size(), kPixelStep);
+    for_tasks(api, context, in_parallel, steps, [&](int64_t step) {
+      order_pixels(image, run.x, run.input_scale, prepared, step);
+    });
+  }
+}
+
+// The tiles of all groups of channels, and how threads share them.
+struct Tiles {
+  const PreparedWeights& weights;
+  ConvRun run;
+  bool in_parallel;
+  int64_t row_tiles, count;
+  int64_t parts;    // of the panels: tiles that are too few for all threads are divided
+  size_t tile_bytes;
+  int64_t slots;    // pieces of memory for tiles
+  uint8_t* memory = nullptr;
+
+  Tiles(const PreparedWeights& prepared, const ConvRun& wanted, int64_t tasks)
+      : weights(prepared), run(wanted), in_parallel(tasks > 1) {
+    row_tiles = divide_up(run.image.rows(), run.rows);
+    count = row_tiles * run.convolution.groups;
+    const int64_t most = divide_up(weights.matrix().panels, kLeastPanels);
+    parts = count < tasks ? std::min(divide_up(tasks, count), most) : 1;
+    if (parts > 1) run.pieces = divide_up(run.rows, kPieceRows);
+    slots = parts > 1 ? count : in_parallel ? std::min(count, processor_count()) : 1;
+    TileMemory sizes{};
+    tile_bytes = run.lay_out(weights.matrix(), nullptr, &sizes);
+  }
+
+  size_t bytes() const { return static_cast<size_t>(slots) * tile_bytes; }
+
+  void multiply(const ort::Api& api, const ort::KernelContext* context) const {
+    if (parts == 1) {
+      const Slots free(slots);
+      for_tasks(api, context, in_parallel, count, [&](int64_t i) {
+        const int64_t slot = free.take();
+        const Tile tile = at(i, slot);
+        prepare(tile, 0);
+        multiply(tile, 0);
+        free.give_back(slot);
+      });
+      return;
+    }
+    for_tasks(api, context, true, count * run.pieces, [&](int64_t task) {
+      prepare(at(task / run.pieces, task / run.pieces), task % run.pieces);
+    });
+    for_tasks(api, context, true, count * parts,
+              [&](int64_t task) { multiply(at(task / parts, task / parts), task % parts); });
+  }
+
+ private:
+  struct Tile {
+    const Weights& w;
+    int64_t group, first, last;
+    TileMemory memory;
+  };
+
+  Tile at(int64_t tile, int64_t slot) const {
+    const int64_t group = tile / row_tiles, first = tile % row_tiles * run.rows;
+    Tile found{weights.matrix(group), group, first, std::min(run.image.rows(), first + run.rows), {}};
+    run.lay_out(found.w, memory + static_cast<size_t>(slot) * tile_bytes, &found.memory);
+    return found;
+  }
+  void prepare(const Tile& tile, int64_t piece) const {
+    run.prepare(tile.w, tile.group, tile.first, tile.last, piece, tile.memory);
+  }
+  void multiply(const Tile& tile, int64_t part) const {
+    const int64_t panels = tile.w.panels;
+    run.multiply(tile.w, tile.group, tile.first, tile.last, panels * part / parts,
+                 panels * (part + 1) / parts, tile.memory);
+  }
+};
 
 }  // namespace
 
@@ -110,47 +212,28 @@ void TernaryConv::compute(ort::KernelContext* context) const {
   const Weights& w = weights_.matrix();
   const int64_t rows = image.rows();
   const bool rounds = format_.rounds_rows;
-  const double work = static_cast<double>(rows) * static_cast<double>(w.inputs) *
-                      static_cast<double>(format_.outputs * w.terms) * (rounds ? 1 : kFloatWork);
-  const int64_t tasks = task_count(work);
+  const int64_t tasks = task_count(work_of(w, rows * convolution_.groups, rounds));
 
-  const bool pointwise = window.is_pointwise();
-  const int64_t stride = row_stride(w.inputs);
-  ConvRun run{*kernels_, convolution_, image,   rounds, pointwise, weights_.input_scale(),
-              x.data,    nullptr,      y,       stride, 1};
+  const Planes planes(window, image, convolution_.groups);
+  const Source source = window.is_pointwise()      ? Source::kImage
+                        : rounds && planes.suits() ? Source::kPlanes
+                                                   : Source::kPixels;
+  ConvRun run{*kernels_, convolution_, image, planes, source, rounds, weights_.input_scale(),
+              x.data, nullptr, y, row_stride(w.inputs), 1, 1};
   TileMemory sizes{};
   const int64_t row_bytes = static_cast<int64_t>(run.lay_out(w, nullptr, &sizes));
   run.rows = tile_rows(w, row_bytes, rows, divide_up(tasks, convolution_.groups));
 
-  const int64_t row_tiles = divide_up(rows, run.rows);
-  const int64_t tiles = row_tiles * convolution_.groups;
-  const int64_t slot_count = tasks == 1 ? 1 : std::min(tiles, processor_count());
-  const size_t tile_bytes = run.lay_out(w, nullptr, &sizes);
-  const int64_t pixel_values = pointwise ? 0 : image.batch * image.channels * image.size();
-  const size_t pixel_bytes = static_cast<size_t>(round_up(4 * pixel_values, 64));
-  const Scratch scratch(memory_, context,
-                        pixel_bytes + static_cast<size_t>(slot_count) * tile_bytes);
-
-  if (!pointwise) {
-    float* pixels = reinterpret_cast<float*>(scratch.data());
-    run.pixels = pixels;
-    const int64_t parts = image.batch * divide_up(image.size(), kPixelStep);
-    const bool is_much = task_count(static_cast<double>(pixel_values) * kPixelWork) > 1;
-    for_tasks(api_, context, is_much, parts, [&](int64_t part) {
-      order_pixels(image, x.data, run.input_scale, pixels, part);
-    });
-  }
-
-  const Slots slots(slot_count);
-  for_tasks(api_, context, tasks > 1, tiles, [&](int64_t i) {
-    const int64_t group = i / row_tiles;
-    const int64_t first = i % row_tiles * run.rows;
-    const int64_t slot = slots.take();
-    TileMemory memory{};
-    run.lay_out(w, scratch.data() + pixel_bytes + static_cast<size_t>(slot) * tile_bytes, &memory);
-    run.multiply(weights_.matrix(group), group, first, std::min(rows, first + run.rows), memory);
-    slots.give_back(slot);
-  });
+  Tiles tiles(weights_, run, tasks);
+  const int64_t values = values_of(run);
+  const size_t prepared_bytes = static_cast<size_t>(round_up(4 * values, 64));
+  const Scratch scratch(memory_, context, prepared_bytes + tiles.bytes());
+  float* prepared = reinterpret_cast<float*>(scratch.data());
+  tiles.run.prepared = prepared;
+  tiles.memory = scratch.data() + prepared_bytes;
+  const bool is_much = task_count(static_cast<double>(values) * kPixelWork) > 1;
+  prepare_input(api_, context, run, is_much, prepared);
+  tiles.multiply(api_, context);
 }
 
 void TernaryConv::infer_shape(const ort::Api& api, ort::ShapeInference* context) {

@@ -1,4 +1,5 @@
 // The two functions that the library exports.
+#include <cstdio>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -19,15 +20,16 @@ constexpr const char* kDomain = "onnxlr";
 constexpr uint32_t kOldestApi = 1;
 
 struct Library {
-  explicit Library(const ort::Api& api) : conv(api), matmul(api) {
-    check(api, api.CreateCustomOpDomain(kDomain, &domain));
-    check(api, api.CustomOpDomain_Add(domain, &conv));
-    check(api, api.CustomOpDomain_Add(domain, &matmul));
+  explicit Library(const ort::Api& api)
+      : conv(api), matmul(api), domain(api.ReleaseCustomOpDomain) {
+    check(api, api.CreateCustomOpDomain(kDomain, domain.out()));
+    check(api, api.CustomOpDomain_Add(domain.get(), &conv));
+    check(api, api.CustomOpDomain_Add(domain.get(), &matmul));
   }
 
   Op<TernaryConv> conv;
   Op<TernaryMatMul> matmul;
-  ort::CustomOpDomain* domain = nullptr;
+  Owned<ort::CustomOpDomain> domain;
 };
 
 // Sessions keep pointers into the library's operators for as long as they live, and nobody tells
@@ -66,12 +68,13 @@ ONNXLR_EXPORT onnxlr::ort::Status* RegisterCustomOps(onnxlr::ort::SessionOptions
   using namespace onnxlr;
   const ort::Api* api = base->GetApi(ort::kApiVersion);
   if (api == nullptr) {
-    const std::string message = std::string("onnxlr needs ONNX Runtime >= 1.17; found ") +
-                                base->GetVersionString();
-    return base->GetApi(kOldestApi)->CreateStatus(ort::kFail, message.c_str());
+    char message[128];
+    std::snprintf(message, sizeof(message), "onnxlr needs ONNX Runtime >= 1.17; found %s",
+                  base->GetVersionString());
+    return base->GetApi(kOldestApi)->CreateStatus(ort::kFail, message);
   }
   return guarded(*api, "onnxlr", [&] {
-    check(*api, api->AddCustomOpDomain(options, library_for(*api).domain));
+    check(*api, api->AddCustomOpDomain(options, library_for(*api).domain.get()));
   });
 }
 

@@ -14,28 +14,40 @@ constexpr int64_t kRowBytes = 1 << 20;
 constexpr int64_t kRowStep = 32;    // rows that kernels like to see together
 constexpr int64_t kPanelStep = 6;   // panels, likewise; two at least
 constexpr int64_t kLeastPanels = 2;
+constexpr double kRoundWork = 32;  // of rounding a number, in multiply-adds of int8
+
+// `all` in parts of nearly the same size, each (but the last) a multiple of `step`.
+struct Split {
+  int64_t all, step, parts;
+
+  Split(int64_t count, int64_t wanted_step, int64_t wanted_parts)
+      : all(count), step(wanted_step), parts(std::min(wanted_parts, divide_up(count, wanted_step))) {}
+
+  int64_t begin(int64_t part) const {
+    return std::min(all, divide_up(all, step) * part / parts * step);
+  }
+  int64_t end(int64_t part) const { return begin(part + 1); }
+};
 
 // The product as a grid of tasks.
 struct Grid {
-  int64_t rows, panels;  // of one task, at most
-  int64_t row_tasks, panel_tasks;
+  Split rows, panels;
 
-  Grid(int64_t all_rows, int64_t all_panels, int64_t bytes_per_row, int64_t tasks) {
-    const int64_t most = std::max(kRowStep, kRowBytes / bytes_per_row / kRowStep * kRowStep);
-    split_rows(all_rows, divide_up(all_rows, most));
-    split_panels(all_panels, divide_up(tasks, row_tasks));
-    if (row_tasks * panel_tasks < tasks) split_rows(all_rows, divide_up(tasks, panel_tasks));
+  Grid(int64_t all_rows, int64_t all_panels, int64_t bytes_per_row, int64_t tasks)
+      : rows(split_rows(all_rows, divide_up(all_rows, most_rows(bytes_per_row)))),
+        panels(split_panels(all_panels, divide_up(tasks, rows.parts))) {
+    if (this->tasks() < tasks) rows = split_rows(all_rows, divide_up(tasks, panels.parts));
   }
 
-  void split_rows(int64_t all_rows, int64_t parts) {
-    rows = parts <= 1 ? all_rows : round_up(divide_up(all_rows, parts), kRowStep);
-    row_tasks = divide_up(all_rows, rows);
-  }
+  int64_t tasks() const { return rows.parts * panels.parts; }
 
-  void split_panels(int64_t all_panels, int64_t parts) {
-    const int64_t share = divide_up(all_panels, parts);
-    panels = parts <= 1 ? all_panels : round_up(share, share < kPanelStep ? kLeastPanels : kPanelStep);
-    panel_tasks = divide_up(all_panels, panels);
+ private:
+  static int64_t most_rows(int64_t bytes_per_row) {
+    return std::max(kRowStep, kRowBytes / bytes_per_row / kRowStep * kRowStep);
+  }
+  static Split split_rows(int64_t all, int64_t parts) { return {all, kRowStep, parts}; }
+  static Split split_panels(int64_t all, int64_t parts) {
+    return {all, all < parts * kPanelStep ? kLeastPanels : kPanelStep, parts};
   }
 };
 
@@ -80,15 +92,20 @@ struct Run {
   }
 };
 
-// The first weights are on their way from memory while rows are made ready.
-void prefetch_first_weights(const Weights& w) {
-  constexpr int64_t kBytes = 4096;
-  const int64_t end = std::min(kBytes, w.panels * w.blocks * kBlockBytes);
-  for (int64_t i = 0; i < end; i += kBlockBytes) {
+void prefetch(const void* first, int64_t bytes) {
 #if defined(__GNUC__)
-    __builtin_prefetch(w.codes + i);
+  constexpr int64_t kMost = 4096;
+  const char* at = static_cast<const char*>(first);
+  for (int64_t i = 0; i < std::min(bytes, kMost); i += 64) __builtin_prefetch(at + i);
 #endif
-  }
+}
+
+// The first weights are on their way from memory while rows are made ready. In a model that does not fit
+// the cache, a small product waits for memory most of its time.
+void prefetch_first_weights(const Weights& w) {
+  prefetch(w.codes, w.panels * w.blocks * kBlockBytes);
+  prefetch(w.scales, w.panels * w.terms * w.groups * kPanelColumns * 4);
+  prefetch(w.bias, w.panels * kPanelColumns * 4);
 }
 
 size_t scratch_bytes(const Weights& w, int64_t rows, int64_t stride, bool rounds, bool scales) {
@@ -139,26 +156,25 @@ void TernaryMatMul::compute(ort::KernelContext* context) const {
                       static_cast<double>(w.outputs * w.terms) * (rounds ? 1 : kFloatWork);
   const int64_t tasks = task_count(work);
   const Grid grid(rows, w.panels, rounds ? stride : 4 * w.inputs, tasks);
-  const auto last_row = [&](int64_t task) { return std::min(rows, (task + 1) * grid.rows); };
-  if (tasks == 1 || grid.panel_tasks == 1) {  // whoever multiplies rows makes them ready as well
-    for_tasks(api_, context, tasks > 1, grid.row_tasks, [&](int64_t task) {
-      run.prepare(task * grid.rows, last_row(task));
-      run.multiply(task * grid.rows, last_row(task), 0, w.panels);
+  if (grid.panels.parts == 1) {  // whoever multiplies rows makes them ready as well
+    for_tasks(api_, context, tasks > 1, grid.rows.parts, [&](int64_t part) {
+      run.prepare(grid.rows.begin(part), grid.rows.end(part));
+      run.multiply(grid.rows.begin(part), grid.rows.end(part), 0, w.panels);
     });
     return;
   }
 
   if (rounds || input_scale != nullptr) {
     const double values = static_cast<double>(rows) * static_cast<double>(w.inputs);
-    const int64_t parts = std::min(rows, task_count(values * kFloatWork));
+    const int64_t parts = std::min(rows, task_count(values * kRoundWork));
     for_tasks(api_, context, true, parts, [&](int64_t part) {
       run.prepare(rows * part / parts, rows * (part + 1) / parts);
     });
   }
-  for_tasks(api_, context, true, grid.row_tasks * grid.panel_tasks, [&](int64_t task) {
-    const int64_t row = task / grid.panel_tasks;
-    const int64_t panel = task % grid.panel_tasks * grid.panels;
-    run.multiply(row * grid.rows, last_row(row), panel, std::min(w.panels, panel + grid.panels));
+  for_tasks(api_, context, true, grid.tasks(), [&](int64_t task) {
+    const int64_t row = task / grid.panels.parts, panel = task % grid.panels.parts;
+    run.multiply(grid.rows.begin(row), grid.rows.end(row), grid.panels.begin(panel),
+                 grid.panels.end(panel));
   });
 }
 

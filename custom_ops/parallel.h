@@ -33,24 +33,24 @@ class Memory {
 class Scratch {
  public:
   Scratch(const Memory& memory, const ort::KernelContext* context, size_t bytes)
-      : api_(memory.api()) {
+      : api_(memory.api()), allocator_(memory.api().ReleaseAllocator) {
     if (bytes <= sizeof(local_)) {
       data_ = local_;
       return;
     }
-    check(api_, api_.KernelContext_GetAllocator(context, memory.info(), &allocator_));
-    std::string problem = message_of(api_, api_.AllocatorAlloc(allocator_, bytes + 64, &owned_));
+    check(api_, api_.KernelContext_GetAllocator(context, memory.info(), allocator_.out()));
+    const std::string problem =
+        message_of(api_, api_.AllocatorAlloc(allocator_.get(), bytes + 64, &owned_));
     if (owned_ == nullptr) {
-      api_.ReleaseAllocator(allocator_);
       throw Problem("cannot allocate " + std::to_string(bytes) + " bytes of scratch. " + problem);
     }
     data_ = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(owned_) + 63) & ~uintptr_t{63});
   }
 
   ~Scratch() {
-    if (allocator_ == nullptr) return;
-    message_of(api_, api_.AllocatorFree(allocator_, owned_));
-    api_.ReleaseAllocator(allocator_);
+    if (owned_ == nullptr) return;
+    ort::Status* status = api_.AllocatorFree(allocator_.get(), owned_);
+    if (status != nullptr) api_.ReleaseStatus(status);
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -60,7 +60,7 @@ class Scratch {
  private:
   alignas(64) uint8_t local_[16384];
   const ort::Api& api_;
-  ort::Allocator* allocator_ = nullptr;
+  Owned<ort::Allocator> allocator_;
   void* owned_ = nullptr;
   uint8_t* data_ = nullptr;
 };

@@ -25,6 +25,10 @@ void check_list(const char* name, const std::vector<int64_t>& values, size_t len
 }  // namespace
 
 int64_t Axis::outputs(int64_t size) const {
+  if (size > kMostSize) {
+    throw Problem("input X has " + std::to_string(size) + " entries along an axis; expected at most " +
+                  std::to_string(kMostSize));
+  }
   const int64_t extent = dilation * (kernel - 1) + 1;
   const int64_t room = size + begin + end - extent;
   if (room < 0) {

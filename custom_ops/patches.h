@@ -35,6 +35,9 @@ struct Window {
 // Each entry of kernel_shape, strides, pads and dilations is at most this.
 constexpr int64_t kMostExtent = 1 << 20;
 
+// Of an axis of X, so that padding it does not overflow; X may be empty.
+constexpr int64_t kMostSize = int64_t{1} << 62;
+
 struct Image {
   int64_t batch, channels, height, width;
   int64_t out_height, out_width;

@@ -1,6 +1,7 @@
 #include "shape_inference.h"
 
 #include <atomic>
+#include <random>
 
 #include "status.h"
 
@@ -8,10 +9,15 @@ namespace onnxlr {
 namespace {
 
 // ONNX Runtime writes an unknown dimension without a name as -1, and lets values with equal names
-// share memory: each unknown dimension needs a name of its own.
+// share memory: each unknown dimension needs a name of its own. A model that ONNX Runtime saves keeps
+// the names, so that those of two processes meet.
 std::string fresh_name() {
+  static const std::string prefix = [] {
+    std::random_device random;
+    return "onnxlr_unknown_" + std::to_string((uint64_t{random()} << 32) ^ random()) + "_";
+  }();
   static std::atomic<uint64_t> count{0};
-  return "onnxlr_unknown_" + std::to_string(count.fetch_add(1));
+  return prefix + std::to_string(count.fetch_add(1));
 }
 
 const ort::OpAttribute* attribute(const ort::Api& api, const ort::ShapeInference* context,
@@ -51,20 +57,12 @@ void set_inferred_output(const ort::Api& api, const ort::ShapeInference* context
   std::vector<const char*> pointers;
   for (const std::string& name : names) pointers.push_back(name.c_str());
 
-  ort::TensorShape* info = nullptr;
-  check(api, api.CreateTensorTypeAndShapeInfo(&info));
-  std::string problem = message_of(api, api.SetTensorElementType(info, ort::kFloat));
-  if (problem.empty()) {
-    problem = message_of(api, api.SetDimensions(info, values.data(), values.size()));
-  }
-  if (problem.empty()) {
-    problem = message_of(api, api.SetSymbolicDimensions(info, pointers.data(), pointers.size()));
-  }
-  if (problem.empty()) {
-    problem = message_of(api, api.ShapeInferContext_SetOutputTypeShape(context, 0, info));
-  }
-  api.ReleaseTensorTypeAndShapeInfo(info);
-  if (!problem.empty()) throw Problem(problem);
+  Owned<ort::TensorShape> info(api.ReleaseTensorTypeAndShapeInfo);
+  check(api, api.CreateTensorTypeAndShapeInfo(info.out()));
+  check(api, api.SetTensorElementType(info.get(), ort::kFloat));
+  check(api, api.SetDimensions(info.get(), values.data(), values.size()));
+  check(api, api.SetSymbolicDimensions(info.get(), pointers.data(), pointers.size()));
+  check(api, api.ShapeInferContext_SetOutputTypeShape(context, 0, info.get()));
 }
 
 int64_t inferred_int(const ort::Api& api, const ort::ShapeInference* context, const char* name) {

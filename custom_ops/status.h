@@ -16,12 +16,31 @@ class Problem : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// What one of ONNX Runtime's functions releases, at the end of a scope.
+template <typename Object>
+class Owned {
+ public:
+  Owned(void (*release)(Object*), Object* object = nullptr) : release_(release), object_(object) {}
+  ~Owned() {
+    if (object_ != nullptr) release_(object_);
+  }
+  Owned(const Owned&) = delete;
+  Owned& operator=(const Owned&) = delete;
+
+  Object* get() const { return object_; }
+  Object** out() { return &object_; }
+
+ private:
+  void (*release_)(Object*);
+  Object* object_;
+};
+
 // Takes over a status: the problem it tells, or an empty string if it is none.
 inline std::string message_of(const ort::Api& api, ort::Status* status) {
   if (status == nullptr) return {};
+  const Owned<ort::Status> owned(api.ReleaseStatus, status);
   std::string message = api.GetErrorMessage(status);
-  api.ReleaseStatus(status);
-  return message;
+  return message.empty() ? "ONNX Runtime reports a problem without a message" : message;
 }
 
 inline void check(const ort::Api& api, ort::Status* status) {

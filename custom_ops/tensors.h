@@ -18,16 +18,14 @@ struct InputTensor {
     const ort::Value* value = nullptr;
     check(api, api.KernelContext_GetInput(context, 0, &value));
     if (value == nullptr) throw Problem("input X is missing; expected a tensor");
-    ort::TensorShape* info = nullptr;
-    check(api, api.GetTensorTypeAndShape(value, &info));
-    ort::Status* status = api.GetDimensionsCount(info, &rank);
-    if (status == nullptr && rank <= kMostDimensions) status = api.GetDimensions(info, shape, rank);
-    api.ReleaseTensorTypeAndShapeInfo(info);
-    check(api, status);
+    Owned<ort::TensorShape> info(api.ReleaseTensorTypeAndShapeInfo);
+    check(api, api.GetTensorTypeAndShape(value, info.out()));
+    check(api, api.GetDimensionsCount(info.get(), &rank));
     if (rank > kMostDimensions) {
       throw Problem("input X has " + std::to_string(rank) + " dimensions; expected at most " +
                     std::to_string(kMostDimensions));
     }
+    check(api, api.GetDimensions(info.get(), shape, rank));
     void* pointer = nullptr;
     check(api, api.GetTensorMutableData(const_cast<ort::Value*>(value), &pointer));
     data = static_cast<const float*>(pointer);

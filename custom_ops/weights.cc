@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "constants.h"
 #include "status.h"
@@ -100,9 +101,10 @@ PreparedWeights::PreparedWeights(const ort::Api& api, const ort::KernelInfo* inf
   std::vector<int64_t> expected{f.terms, size.panels, size.blocks, kBlockBytes};
   if (shape.has_group_axis) expected.insert(expected.begin() + 1, parts);
   const auto* codes = static_cast<const uint8_t*>(constant_input(api, info, kCodes, expected));
-  const float* scales = finite_input(api, info, kScales, {f.terms, size.groups, f.outputs});
-  const float* bias = finite_input(api, info, kBias, {f.outputs});
-  const float* input_scale = finite_input(api, info, kInputScale, {shape.input_scales});
+  const std::vector<float> scales =
+      finite_input(api, info, kScales, {f.terms, size.groups, f.outputs});
+  const std::vector<float> bias = finite_input(api, info, kBias, {f.outputs});
+  std::vector<float> input_scale = finite_input(api, info, kInputScale, {shape.input_scales});
 
   const int64_t term_bytes = size.panels * size.blocks * kBlockBytes;
   const int64_t scale_count = size.panels * size.terms * size.groups * kPanelColumns;
@@ -126,16 +128,17 @@ PreparedWeights::PreparedWeights(const ort::Api& api, const ort::KernelInfo* inf
     }
     float* own_scales = scales_.get() + part * scale_count;
     float* own_bias = bias_.get() + part * padded_outputs;
-    order_scales(w, scales, part * w.outputs, f.outputs, own_scales);
-    std::copy_n(bias + part * w.outputs, w.outputs, own_bias);
+    order_scales(w, scales.data(), part * w.outputs, f.outputs, own_scales);
+    std::copy_n(bias.data() + part * w.outputs, w.outputs, own_bias);
     std::fill(own_bias + w.outputs, own_bias + padded_outputs, 0.0f);
     w.scales = own_scales;
     w.bias = own_bias;
     check_codes(w);
     matrices_.push_back(w);
   }
-  if (!std::all_of(input_scale, input_scale + shape.input_scales, [](float s) { return s == 1; })) {
-    input_scale_.assign(input_scale, input_scale + shape.input_scales);
+  const auto is_one = [](float s) { return s == 1; };
+  if (!std::all_of(input_scale.begin(), input_scale.end(), is_one)) {
+    input_scale_ = std::move(input_scale);
   }
 }
 

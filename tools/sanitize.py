@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ["hostile", "concurrent", "conv", "matmul", "registration"]
+TESTS = ["hostile", "fuzz", "models", "concurrent", "conv", "matmul", "registration"]
 SANITIZERS = {"address": "address,undefined", "thread": "thread"}
 
 

@@ -125,6 +125,32 @@ def test_convolutions_that_are_divided(kernel: tuple[int, int], threads: int) ->
     close(node.run(x, threads), node.expected(x))
 
 
+@pytest.mark.parametrize("level", [0, 4])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
+def test_few_windows_with_many_columns(kernel: tuple[int, int], level: int) -> None:
+    """They are divided by columns, the last part of which is no whole panel."""
+    node = conv_node(256, 510, kernel, pads=(kernel[0] // 2,) * 4, level=level, group=2)
+    x = data((1, 256, 7, 7))
+    one = node.run(x)
+    close(one, node.expected(x))
+    np.testing.assert_array_equal(node.run(x, threads=3), one)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("channels", [3, 40])
+def test_what_is_not_finite_stays_in_its_windows(isa: str, channels: int, bad: float) -> None:
+    """Of few inputs and of many."""
+    node = conv_node(channels * 2, 8, (3, 3), pads=(1,) * 4, strides=(1, 2), group=2)
+    x = data((2, channels * 2, 6, 9))
+    clean = node.run(x)
+    x[1, channels + 1, 2, 4] = bad
+    found = node.run(x)
+    broken = np.zeros(found.shape, bool)
+    broken[1, 4:, 1:4, 2] = True  # column 4 is in windows 2 (columns 3 to 5) only
+    assert np.isnan(found[broken]).all()
+    np.testing.assert_array_equal(found[~broken], clean[~broken])
+
+
 def test_padding_and_what_is_not_finite() -> None:
     node = conv_node(3, 4, (3,), pads=(1, 1))
     x = data((1, 3, 8))

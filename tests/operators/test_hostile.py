@@ -93,6 +93,14 @@ def test_sizes_that_overflow(node: TernaryNode) -> None:
     refused(node.with_attributes(K=8388608, group_size=32, N=2**40).model(), "expected")
 
 
+def test_declared_sizes_that_overflow() -> None:
+    """Shape inference counts windows of whatever a model declares."""
+    for size in (2**62, 2**63 - 1):
+        declared = CONV.model([1, 6, size, size])
+        with pytest.raises(ONNX_RUNTIME_ERRORS):
+            open_session(declared).run(None, {"X": np.zeros((1, 6, 5, 4), np.float32)})
+
+
 @pytest.mark.parametrize("name", MATMUL.attributes)
 def test_missing_or_wrong_attributes_of_products(name: str) -> None:
     for value in (None, 1.5, "text", [1, 2]):

@@ -6,6 +6,7 @@ import ctypes
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,23 @@ def test_nothing_else_is_exported() -> None:
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     names = {line.split()[0] for line in listed.splitlines()}
     assert names == EXPORTED
+
+
+LOADED = """
+import onnxruntime, sys
+options = onnxruntime.SessionOptions()
+options.register_custom_ops_library(sys.argv[1])
+del options
+print(open("/proc/self/maps").read().count(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_library_is_loaded_once() -> None:
+    """ONNX Runtime unloads it; each time, what it keeps for the process would be lost."""
+    command = [sys.executable, "-c", LOADED, str(Path(installed_library()).resolve())]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(printed) > 0
 
 
 def test_description() -> None:
