@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 # What `make test-lowest` runs, and where the op library is built from.
 LOWEST ?= tests
 ops_sources := pyproject.toml $(wildcard custom_ops/*.* custom_ops/cmake/*.* custom_ops/kernels/*.*)
+cpp_sources := $(wildcard custom_ops/*.cc custom_ops/*.h custom_ops/*/*.cc custom_ops/*/*.h custom_ops/*/*/*.h)
 
 .PHONY: demo test test-all test-lowest test-package sanitize aarch64 bench-operators lint format clean
 
@@ -43,10 +44,12 @@ lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(cpp_sources)
 
 format: $(VENV)/.installed-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(cpp_sources)
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest build *.egg-info

@@ -37,8 +37,7 @@ std::string place_of(const ort::Api& api, const ort::KernelInfo* info, const cha
 int64_t int_attribute(const ort::Api& api, const ort::KernelInfo* info, const char* name,
                       int64_t least, int64_t most) {
   int64_t value = 0;
-  const std::string problem =
-      message_of(api, api.KernelInfoGetAttribute_int64(info, name, &value));
+  const std::string problem = message_of(api, api.KernelInfoGetAttribute_int64(info, name, &value));
   const std::string what = std::string("attribute ") + name;
   if (!problem.empty()) throw Problem(what + ": expected an int (" + problem + ")");
   check_range(what, value, least, most);
@@ -53,8 +52,8 @@ std::vector<int64_t> ints_attribute(const ort::Api& api, const ort::KernelInfo* 
       message_of(api, api.KernelInfoGetAttributeArray_int64(info, name, nullptr, &size));
   std::vector<int64_t> values(size);
   if (problem.empty() && size > 0) {
-    problem = message_of(
-        api, api.KernelInfoGetAttributeArray_int64(info, name, values.data(), &size));
+    problem =
+        message_of(api, api.KernelInfoGetAttributeArray_int64(info, name, values.data(), &size));
   }
   if (!problem.empty()) throw Problem(what + ": expected a list of ints (" + problem + ")");
   return values;

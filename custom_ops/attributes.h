@@ -26,7 +26,7 @@ struct Format {
   int64_t outputs;     // N
   int64_t group_size;  // inputs that share a scale
   int64_t terms;
-  bool rounds_rows;    // accuracy level 4
+  bool rounds_rows;  // accuracy level 4
 };
 
 constexpr int64_t kMostInputs = 8388608;  // int32 sums of int8 codes stay exact

@@ -18,7 +18,8 @@ std::string to_string(const std::vector<int64_t>& shape);
 
 std::vector<int64_t> shape_of(const ort::Api& api, const ort::Value* value);
 
-// The data of an input whose shape must be `expected`; throws Problem if it is another or not constant.
+// The data of an input whose shape must be `expected`; throws Problem if it is another or not
+// constant.
 const void* constant_input(const ort::Api& api, const ort::KernelInfo* info, Input input,
                            const std::vector<int64_t>& expected);
 

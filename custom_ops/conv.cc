@@ -18,12 +18,13 @@ namespace {
 constexpr int64_t kTileBytes = 1 << 18;  // a tile and its panels share the second-level cache
 constexpr int64_t kRowStep = 32;         // rows that kernels like to see together
 constexpr int64_t kMostRows = 256;
-constexpr int64_t kPixelStep = 256;      // pixels that a task brings into order
-constexpr int64_t kPieceRows = 8;        // rows that a task makes ready where tiles are few
-constexpr int64_t kLeastPanels = 2;      // that a task multiplies
-constexpr double kPixelWork = 16;        // of moving a float, in multiply-adds of int8
+constexpr int64_t kPixelStep = 256;  // pixels that a task brings into order
+constexpr int64_t kPieceRows = 8;    // rows that a task makes ready where tiles are few
+constexpr int64_t kLeastPanels = 2;  // that a task multiplies
+constexpr double kPixelWork = 16;    // of moving a float, in multiply-adds of int8
 
-Convolution read_convolution(const ort::Api& api, const ort::KernelInfo* info, const Format& format) {
+Convolution read_convolution(const ort::Api& api, const ort::KernelInfo* info,
+                             const Format& format) {
   const auto list = [&](const char* name) { return ints_attribute(api, info, name); };
   const Window window(list("kernel_shape"), list("strides"), list("pads"), list("dilations"));
   const int64_t any = std::numeric_limits<int64_t>::max();
@@ -85,8 +86,8 @@ void order_pixels(const Image& image, const float* x, const float* input_scale, 
   const int64_t picture = task / steps;
   const int64_t first = task % steps * kPixelStep;
   const int64_t count = std::min(kPixelStep, image.size() - first);
-  transpose(x + picture * image.channels * image.size() + first, image.size(), image.channels, count,
-            input_scale, pixels + (picture * image.size() + first) * image.channels,
+  transpose(x + picture * image.channels * image.size() + first, image.size(), image.channels,
+            count, input_scale, pixels + (picture * image.size() + first) * image.channels,
             image.channels);
 }
 
@@ -110,9 +111,8 @@ void prepare_input(const ort::Api& api, const ort::KernelContext* context, const
     });
   } else if (run.source == Source::kPixels) {
     const int64_t steps = image.batch * divide_up(image.size(), kPixelStep);
-    for_tasks(api, context, in_parallel, steps, [&](int64_t step) {
-      order_pixels(image, run.x, run.input_scale, prepared, step);
-    });
+    for_tasks(api, context, in_parallel, steps,
+              [&](int64_t step) { order_pixels(image, run.x, run.input_scale, prepared, step); });
   }
 }
 
@@ -122,9 +122,9 @@ struct Tiles {
   ConvRun run;
   bool in_parallel;
   int64_t row_tiles, count;
-  int64_t parts;    // of the panels: tiles that are too few for all threads are divided
+  int64_t parts;  // of the panels: tiles that are too few for all threads are divided
   size_t tile_bytes;
-  int64_t slots;    // pieces of memory for tiles
+  int64_t slots;  // pieces of memory for tiles
   uint8_t* memory = nullptr;
 
   Tiles(const PreparedWeights& prepared, const ConvRun& wanted, int64_t tasks)
@@ -169,7 +169,8 @@ struct Tiles {
 
   Tile at(int64_t tile, int64_t slot) const {
     const int64_t group = tile / row_tiles, first = tile % row_tiles * run.rows;
-    Tile found{weights.matrix(group), group, first, std::min(run.image.rows(), first + run.rows), {}};
+    Tile found{
+        weights.matrix(group), group, first, std::min(run.image.rows(), first + run.rows), {}};
     run.lay_out(found.w, memory + static_cast<size_t>(slot) * tile_bytes, &found.memory);
     return found;
   }
@@ -198,7 +199,8 @@ void TernaryConv::compute(ort::KernelContext* context) const {
   const InputTensor x(api_, context);
   if (x.rank != window.rank + 2 || x.shape[1] != convolution_.channels) {
     throw Problem("input X has the shape " + to_string(x.dims()) + "; expected " +
-                  std::to_string(window.rank + 2) + " dimensions, of which the second is channels (" +
+                  std::to_string(window.rank + 2) +
+                  " dimensions, of which the second is channels (" +
                   std::to_string(convolution_.channels) + ")");
   }
   Image image{x.shape[0], x.shape[1], window.rank == 2 ? x.shape[2] : 1, x.shape[x.rank - 1], 0, 0};
@@ -218,8 +220,19 @@ void TernaryConv::compute(ort::KernelContext* context) const {
   const Source source = window.is_pointwise()      ? Source::kImage
                         : rounds && planes.suits() ? Source::kPlanes
                                                    : Source::kPixels;
-  ConvRun run{*kernels_, convolution_, image, planes, source, rounds, weights_.input_scale(),
-              x.data, nullptr, y, row_stride(w.inputs), 1, 1};
+  ConvRun run{*kernels_,
+              convolution_,
+              image,
+              planes,
+              source,
+              rounds,
+              weights_.input_scale(),
+              x.data,
+              nullptr,
+              y,
+              row_stride(w.inputs),
+              1,
+              1};
   TileMemory sizes{};
   const int64_t row_bytes = static_cast<int64_t>(run.lay_out(w, nullptr, &sizes));
   run.rows = tile_rows(w, row_bytes, rows, divide_up(tasks, convolution_.groups));

@@ -20,7 +20,8 @@ void for_each_picture(const Image& image, int64_t first, int64_t last, Body&& bo
 
 }  // namespace
 
-// All of them if they are multiplied as they are or come in one go; otherwise each is rounded at once.
+// All of them if they are multiplied as they are or come in one go; otherwise each is rounded at
+// once.
 int64_t ConvRun::patch_rows() const {
   if (source == Source::kPlanes) return 0;
   return source == Source::kImage || !rounds_rows ? rows : pieces;
@@ -46,8 +47,8 @@ void ConvRun::prepare(const Weights& w, int64_t group, int64_t first, int64_t la
   const int64_t count = last - first;
   const int64_t begin = count * piece / pieces, end = count * (piece + 1) / pieces;
   if (source == Source::kPlanes) {
-    planes.round(prepared, w, group, first + begin, first + end, tile.codes + begin * stride, stride,
-                 tile.scales + begin, tile.sums + begin * w.groups);
+    planes.round(prepared, w, group, first + begin, first + end, tile.codes + begin * stride,
+                 stride, tile.scales + begin, tile.sums + begin * w.groups);
     return;
   }
   if (source == Source::kImage) {
@@ -58,7 +59,8 @@ void ConvRun::prepare(const Weights& w, int64_t group, int64_t first, int64_t la
   for (int64_t i = begin; i < end; ++i) {
     float* row = tile.patches + (keeps_patches ? i : piece) * w.inputs;
     if (source == Source::kPixels) {
-      assemble_patch(convolution.window, image, prepared, first + i, group * channels, channels, row);
+      assemble_patch(convolution.window, image, prepared, first + i, group * channels, channels,
+                     row);
     }
     if (rounds_rows) {
       kernels.quantize(w, row, nullptr, tile.codes + i * stride, stride, tile.scales + i,
@@ -82,8 +84,7 @@ void ConvRun::multiply(const Weights& w, int64_t group, int64_t first, int64_t l
   const int64_t all_columns = w.outputs * convolution.groups;
   const float* products = tile.products + column;
   for_each_picture(image, first, last, [&](int64_t picture, int64_t start, int64_t windows) {
-    float* to =
-        y + (picture * all_columns + group * w.outputs + column) * image.outputs() + start;
+    float* to = y + (picture * all_columns + group * w.outputs + column) * image.outputs() + start;
     transpose(products, w.outputs, windows, columns, nullptr, to, image.outputs());
     products += windows * w.outputs;
   });

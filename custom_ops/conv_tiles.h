@@ -41,7 +41,8 @@ struct ConvRun {
   int64_t rows;    // of a tile
   int64_t pieces;  // of a tile that are made ready at the same time
 
-  // Places what a tile needs behind each other and returns the bytes. Sizes only if `memory` is null.
+  // Places what a tile needs behind each other and returns the bytes. Sizes only if `memory` is
+  // null.
   size_t lay_out(const Weights& w, uint8_t* memory, TileMemory* tile) const;
 
   // Makes a piece of the tile of windows first to last (exclusive) of a group of channels ready.

@@ -5,9 +5,9 @@
 #include <mutex>
 #include <string>
 
+#include "conv.h"
 #include "kernels/isa.h"
 #include "kernels/kernel.h"
-#include "conv.h"
 #include "matmul.h"
 #include "op.h"
 #include "ort_api.h"

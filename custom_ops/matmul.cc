@@ -11,8 +11,8 @@ namespace {
 
 // The rows of one task stay in the second-level cache while the panels go by.
 constexpr int64_t kRowBytes = 1 << 20;
-constexpr int64_t kRowStep = 32;    // rows that kernels like to see together
-constexpr int64_t kPanelStep = 6;   // panels, likewise; two at least
+constexpr int64_t kRowStep = 32;   // rows that kernels like to see together
+constexpr int64_t kPanelStep = 6;  // panels, likewise; two at least
 constexpr int64_t kLeastPanels = 2;
 constexpr double kRoundWork = 32;  // of rounding a number, in multiply-adds of int8
 
@@ -21,7 +21,9 @@ struct Split {
   int64_t all, step, parts;
 
   Split(int64_t count, int64_t wanted_step, int64_t wanted_parts)
-      : all(count), step(wanted_step), parts(std::min(wanted_parts, divide_up(count, wanted_step))) {}
+      : all(count),
+        step(wanted_step),
+        parts(std::min(wanted_parts, divide_up(count, wanted_step))) {}
 
   int64_t begin(int64_t part) const {
     return std::min(all, divide_up(all, step) * part / parts * step);
@@ -100,8 +102,8 @@ void prefetch(const void* first, int64_t bytes) {
 #endif
 }
 
-// The first weights are on their way from memory while rows are made ready. In a model that does not fit
-// the cache, a small product waits for memory most of its time.
+// The first weights are on their way from memory while rows are made ready. In a model that does
+// not fit the cache, a small product waits for memory most of its time.
 void prefetch_first_weights(const Weights& w) {
   prefetch(w.codes, w.panels * w.blocks * kBlockBytes);
   prefetch(w.scales, w.panels * w.terms * w.groups * kPanelColumns * 4);
@@ -167,9 +169,8 @@ void TernaryMatMul::compute(ort::KernelContext* context) const {
   if (rounds || input_scale != nullptr) {
     const double values = static_cast<double>(rows) * static_cast<double>(w.inputs);
     const int64_t parts = std::min(rows, task_count(values * kRoundWork));
-    for_tasks(api_, context, true, parts, [&](int64_t part) {
-      run.prepare(rows * part / parts, rows * (part + 1) / parts);
-    });
+    for_tasks(api_, context, true, parts,
+              [&](int64_t part) { run.prepare(rows * part / parts, rows * (part + 1) / parts); });
   }
   for_tasks(api_, context, true, grid.tasks(), [&](int64_t task) {
     const int64_t row = task / grid.panels.parts, panel = task % grid.panels.parts;

@@ -1,8 +1,8 @@
 // The part of ONNX Runtime's C interface that the operators use, at version 17 of the interface.
 //
-// The interface is a table of function pointers that only ever grows at its end, so a table declared
-// by slot stays right for every newer version. tests/operators/test_abi.py compares offsets and
-// function types with the official header where there is one.
+// The interface is a table of function pointers that only ever grows at its end, so a table
+// declared by slot stays right for every newer version. tests/operators/test_abi.py compares
+// offsets and function types with the official header where there is one.
 #pragma once
 
 #include <cstddef>

@@ -17,8 +17,8 @@ void check_list(const char* name, const std::vector<int64_t>& values, size_t len
   }
   for (int64_t value : values) {
     if (value >= least && value <= kMostExtent) continue;
-    throw Problem(what + " holds " + std::to_string(value) + "; expected " +
-                  std::to_string(least) + " to " + std::to_string(kMostExtent));
+    throw Problem(what + " holds " + std::to_string(value) + "; expected " + std::to_string(least) +
+                  " to " + std::to_string(kMostExtent));
   }
 }
 
@@ -26,8 +26,8 @@ void check_list(const char* name, const std::vector<int64_t>& values, size_t len
 
 int64_t Axis::outputs(int64_t size) const {
   if (size > kMostSize) {
-    throw Problem("input X has " + std::to_string(size) + " entries along an axis; expected at most " +
-                  std::to_string(kMostSize));
+    throw Problem("input X has " + std::to_string(size) +
+                  " entries along an axis; expected at most " + std::to_string(kMostSize));
   }
   const int64_t extent = dilation * (kernel - 1) + 1;
   const int64_t room = size + begin + end - extent;

@@ -17,9 +17,9 @@ namespace onnxlr {
 namespace {
 
 constexpr int64_t kLanes = 4;
-constexpr int64_t kMostWindow = 256;   // inputs of a window
-constexpr int64_t kMostGrowth = 4;     // planes per image
-constexpr int64_t kSlack = 16;         // floats that the last windows read beyond the last line
+constexpr int64_t kMostWindow = 256;  // inputs of a window
+constexpr int64_t kMostGrowth = 4;    // planes per image
+constexpr int64_t kSlack = 16;        // floats that the last windows read beyond the last line
 constexpr float kSmallestRange = 1e-30f;
 constexpr uint32_t kInfinity = 0x7F800000u;
 
@@ -101,7 +101,8 @@ Planes::Planes(const Window& window, const Image& image, int64_t channel_groups)
       const int64_t column = j * across.dilation;
       positions_.push_back(i * down.dilation * line_size() + column % step_ * phase_ +
                            column / step_);
-      for (int64_t c = 0; c < channels; ++c) inputs_.push_back(c * plane_size() + positions_.back());
+      for (int64_t c = 0; c < channels; ++c)
+        inputs_.push_back(c * plane_size() + positions_.back());
     }
   }
 }

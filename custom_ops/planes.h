@@ -1,5 +1,5 @@
-// The input of a convolution as padded planes, one for each channel, from which windows of few inputs
-// are rounded to int8 four at a time: row by row, each would cost more than its products.
+// The input of a convolution as padded planes, one for each channel, from which windows of few
+// inputs are rounded to int8 four at a time: row by row, each would cost more than its products.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,8 @@ class Planes {
              int8_t* codes, int64_t stride, float* scales, int32_t* sums) const;
 
  private:
-  // Lines hold every stride-th column, then those beside them, so that the same input of neighbouring
-  // windows lies side by side.
+  // Lines hold every stride-th column, then those beside them, so that the same input of
+  // neighbouring windows lies side by side.
   int64_t line_size() const { return step_ * phase_; }
   int64_t plane_size() const { return height_ * line_size(); }
   void round_four(const float* window, const float* ranges, const Weights& w, int64_t count,

@@ -9,8 +9,8 @@ namespace onnxlr {
 namespace {
 
 // ONNX Runtime writes an unknown dimension without a name as -1, and lets values with equal names
-// share memory: each unknown dimension needs a name of its own. A model that ONNX Runtime saves keeps
-// the names, so that those of two processes meet.
+// share memory: each unknown dimension needs a name of its own. A model that ONNX Runtime saves
+// keeps the names, so that those of two processes meet.
 std::string fresh_name() {
   static const std::string prefix = [] {
     std::random_device random;
@@ -68,7 +68,8 @@ void set_inferred_output(const ort::Api& api, const ort::ShapeInference* context
 int64_t inferred_int(const ort::Api& api, const ort::ShapeInference* context, const char* name) {
   int64_t value = 0;
   size_t size = 0;
-  check(api, api.ReadOpAttr(attribute(api, context, name), ort::kInt, &value, sizeof(value), &size));
+  check(api,
+        api.ReadOpAttr(attribute(api, context, name), ort::kInt, &value, sizeof(value), &size));
   if (value < 1) throw Problem(std::string("attribute ") + name + " is less than 1");
   return value;
 }
@@ -79,7 +80,8 @@ std::vector<int64_t> inferred_ints(const ort::Api& api, const ort::ShapeInferenc
   // Enough for a convolution in two dimensions: none of its lists is longer than four.
   std::vector<int64_t> values(16);
   size_t size = 0;
-  check(api, api.ReadOpAttr(found, ort::kInts, values.data(), values.size() * sizeof(int64_t), &size));
+  check(api,
+        api.ReadOpAttr(found, ort::kInts, values.data(), values.size() * sizeof(int64_t), &size));
   values.resize(size / sizeof(int64_t));
   return values;
 }

@@ -15,7 +15,8 @@ struct Dim {
 };
 
 // The shape of an input; no dimensions if nothing is known of it.
-std::vector<Dim> inferred_input(const ort::Api& api, const ort::ShapeInference* context, size_t index);
+std::vector<Dim> inferred_input(const ort::Api& api, const ort::ShapeInference* context,
+                                size_t index);
 
 void set_inferred_output(const ort::Api& api, const ort::ShapeInference* context,
                          const std::vector<Dim>& shape);

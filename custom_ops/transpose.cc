@@ -14,7 +14,8 @@ namespace {
 constexpr int64_t kSide = 4;   // rows and columns of a step
 constexpr int64_t kTile = 64;  // so that both sides stay in the first-level cache
 
-// to[j][i] = from[i][j] * scale[i] for four rows and columns, with what every x86-64 and aarch64 has.
+// to[j][i] = from[i][j] * scale[i] for four rows and columns, with what every x86-64 and aarch64
+// has.
 #if defined(__SSE__)
 inline void step(const float* from, int64_t from_stride, const float* scale, float* to,
                  int64_t to_stride) {

@@ -73,9 +73,9 @@ int main(int count, char** arguments) {
   OrtMemoryInfo* memory = nullptr;
   check(api, api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
   OrtValue* input = nullptr;
-  check(api, api->CreateTensorWithDataAsOrtValue(memory, numbers.data(),
-                                                 numbers.size() * sizeof(float), dims, 2,
-                                                 ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, &input));
+  check(api,
+        api->CreateTensorWithDataAsOrtValue(memory, numbers.data(), numbers.size() * sizeof(float),
+                                            dims, 2, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, &input));
   OrtValue* output = nullptr;
   check(api, api->Run(session, nullptr, &arguments[4], &input, 1, &arguments[5], 1, &output));
 

@@ -1,9 +1,9 @@
 // AMX int8: a tile of 16 rows by 64 int8 times a tile of 64 codes by 16 columns, sixteen cycles.
 //
-// Four tiles of sums: 32 rows by two panels. Panels are decoded into a small
-// ring, two steps ahead of the products: what is loaded as a tile must have left the store buffer, or
-// the load waits for it. The vector units decode while the matrix unit multiplies, so that decoding
-// again for each 32 rows is free, and nothing but the ring has to stay in the first-level cache.
+// Four tiles of sums: 32 rows by two panels. Panels are decoded into a small ring, two steps ahead
+// of the products: what is loaded as a tile must have left the store buffer, or the load waits for
+// it. The vector units decode while the matrix unit multiplies, so that decoding again for each 32
+// rows costs little, and nothing but the ring has to stay in the first-level cache.
 #include <algorithm>
 #include <cstring>
 
@@ -24,14 +24,14 @@
 namespace onnxlr {
 namespace {
 
-constexpr int64_t kFewRows = 3;     // up to here AVX-512 is as fast
+constexpr int64_t kFewRows = 3;  // up to here AVX-512 is as fast
 constexpr int64_t kTileRows = 16;
-constexpr int64_t kBandRows = 32;   // rows that are multiplied together
-constexpr int64_t kPassRows = 64;   // rows that pass over a panel before the next panel's turn
+constexpr int64_t kBandRows = 32;  // rows that are multiplied together
+constexpr int64_t kPassRows = 64;  // rows that pass over a panel before the next panel's turn
 constexpr int64_t kMostPanels = 2;
 constexpr int64_t kPanelsAhead = 4;  // panels from those at work to those asked for
 constexpr int64_t kTileBytes = 1024;
-constexpr int64_t kAhead = 2;       // steps
+constexpr int64_t kAhead = 2;  // steps
 
 struct alignas(64) TileConfiguration {
   uint8_t palette = 1;
@@ -47,8 +47,8 @@ struct Scratch {
   alignas(64) float totals[kBandRows * kMostPanels * kPanelColumns];
 };
 
-// Tiles 0 to 3 hold sums, by row tile and panel; 4 and 5 rows, 6 and 7 weights. Steps have four blocks,
-// or two where groups are that short.
+// Tiles 0 to 3 hold sums, by row tile and panel; 4 and 5 rows, 6 and 7 weights. Steps have four
+// blocks, or two where groups are that short.
 void configure(int64_t rows, int64_t step_blocks) {
   TileConfiguration configuration;
   const auto set = [&](int tile, int64_t tile_rows, int64_t bytes) {
@@ -84,7 +84,8 @@ ONNXLR_INLINE void zero_sums() {
   _tile_zero(3);
 }
 
-// A tile of inputs of each row, times the tiles of P panels in a slot; part(i) is done between them.
+// A tile of inputs of each row, times the tiles of P panels in a slot; part(i) is done between
+// them.
 template <bool two_row_tiles, int P, int B, typename Part>
 ONNXLR_INLINE void multiply_step(const int8_t* x, int64_t stride, const uint8_t* slot,
                                  const Part& part) {
@@ -103,8 +104,8 @@ ONNXLR_INLINE void multiply_step(const int8_t* x, int64_t stride, const uint8_t*
   if constexpr (two_row_tiles && P > 1) _tile_dpbssd(3, 5, 7);
 }
 
-// Steps first to last of a term, of which steps below `decoded_to` are decoded ahead here. A function
-// of its own, so that the compiler has registers enough for its addresses.
+// Steps first to last of a term, of which steps below `decoded_to` are decoded ahead here. A
+// function of its own, so that the compiler has registers enough for its addresses.
 template <bool two_row_tiles, int P, int B>
 ONNXLR_NOINLINE void multiply_steps(const Codes<P, B> codes, const int8_t* x, int64_t stride,
                                     int64_t first, int64_t last, int64_t decoded_to) {
@@ -255,7 +256,8 @@ void multiply_bands(const Weights& w, const Int8Rows& rows, int64_t row, int64_t
   for (int64_t pass = 0; pass < bands; pass += kPassBands) {
     for (int64_t panel = first_panel; panel < last_panel; panel += kMostPanels) {
       const int64_t panels = std::min(kMostPanels, last_panel - panel);
-      const BandFunction multiply = (short_steps ? kBands<2> : kBands<4>)[two_row_tiles][panels - 1];
+      const BandFunction multiply =
+          (short_steps ? kBands<2> : kBands<4>)[two_row_tiles][panels - 1];
       for (int64_t band = pass; band < std::min(pass + kPassBands, bands); ++band) {
         multiply({w, rows, out, row + band * height, height, panel, band == pass}, scratch);
       }
@@ -294,8 +296,7 @@ bool has_amx() {
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
     const bool amx = (edx >> 24 & 1u) && (edx >> 25 & 1u);  // tiles, and int8 products
-    return amx && has_avx512vnni() &&
-           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    return amx && has_avx512vnni() && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   }();
   return available;
 #else

@@ -16,14 +16,14 @@ namespace {
 
 constexpr int64_t kSlots = 4;  // steps that the ring holds
 
-// A step of one panel: `blocks` blocks of 16 inputs to rows of a tile, four rows each. Tables turn the
-// codes of a nibble into -1, 0 and 1, so that sums need no correction.
+// A step of one panel: `blocks` blocks of 16 inputs to rows of a tile, four rows each. Tables turn
+// the codes of a nibble into -1, 0 and 1, so that sums need no correction.
 template <int blocks>
 ONNXLR_INLINE void decode_tile(const uint8_t* codes, uint8_t* tile) {
-  const __m512i low_code = _mm512_broadcast_i32x4(
-      _mm_setr_epi8(-1, 0, 1, 0, -1, 0, 1, 0, -1, 0, 1, 0, -1, 0, 1, 0));
-  const __m512i high_code = _mm512_broadcast_i32x4(
-      _mm_setr_epi8(-1, -1, -1, -1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0));
+  const __m512i low_code =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(-1, 0, 1, 0, -1, 0, 1, 0, -1, 0, 1, 0, -1, 0, 1, 0));
+  const __m512i high_code =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(-1, -1, -1, -1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0));
   const __m512i nibble = _mm512_set1_epi32(0x0F0F0F0F);
   unrolled<blocks>([&](auto i) {
     const __m512i block = _mm512_load_si512(codes + i * kBlockBytes);
@@ -40,8 +40,8 @@ ONNXLR_INLINE void decode_tile(const uint8_t* codes, uint8_t* tile) {
 // P panels of one term, step by step. `B` is the number of blocks in a step.
 template <int P, int B>
 struct Codes {
-  static constexpr int64_t kStepBytes = B * kBlockBytes;   // of a panel, packed
-  static constexpr int64_t kTile = 4 * B * kBlockBytes;    // of a panel, decoded
+  static constexpr int64_t kStepBytes = B * kBlockBytes;  // of a panel, packed
+  static constexpr int64_t kTile = 4 * B * kBlockBytes;   // of a panel, decoded
   static constexpr int64_t kSlot = P * kTile;
 
   const uint8_t* first;  // the first panel

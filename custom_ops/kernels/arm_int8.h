@@ -25,9 +25,12 @@ struct Int8Product {
 // The codes of inputs 4G to 4G + 3 of four columns, one to a byte.
 template <int G>
 ONNXLR_INLINE uint8x16_t quarter(uint8x16_t packed) {
-  if constexpr (G == 0) return vandq_u8(packed, vdupq_n_u8(3));
-  else if constexpr (G == 3) return vshrq_n_u8(packed, 6);
-  else return vandq_u8(vshrq_n_u8(packed, 2 * G), vdupq_n_u8(3));
+  if constexpr (G == 0)
+    return vandq_u8(packed, vdupq_n_u8(3));
+  else if constexpr (G == 3)
+    return vshrq_n_u8(packed, 6);
+  else
+    return vandq_u8(vshrq_n_u8(packed, 2 * G), vdupq_n_u8(3));
 }
 
 // Takes the products of a segment with four columns: adds what its group had, then either keeps the

@@ -1,5 +1,5 @@
-// The way through a product that the kernels for many rows share: a piece of a panel is decoded once
-// and then used by all rows of a strip, in tiles of a few rows.
+// The way through a product that the kernels for many rows share: a piece of a panel is decoded
+// once and then used by all rows of a strip, in tiles of a few rows.
 //
 // Everything here has internal linkage: each file that includes it has its own copy, for its own
 // instruction set. So nothing of the standard library is called here.
@@ -20,11 +20,11 @@ ONNXLR_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Blocks of one group, all of them or as many as are decoded at a time.
 struct Segment {
-  int64_t first_block;   // in the matrix
+  int64_t first_block;  // in the matrix
   int64_t blocks;
   int64_t group;
-  bool opens, closes;    // does its group begin and end in it?
-  const float* scales;   // of its group: [16]
+  bool opens, closes;   // does its group begin and end in it?
+  const float* scales;  // of its group: [16]
 };
 
 // What a strip keeps of each row while it goes through the inputs: [rows][16].
@@ -34,7 +34,8 @@ struct Strip {
 };
 
 // The segment that begins at `block`, within the blocks before `end`.
-ONNXLR_INLINE Segment segment_at(const Weights& w, const float* scales, int64_t block, int64_t end) {
+ONNXLR_INLINE Segment segment_at(const Weights& w, const float* scales, int64_t block,
+                                 int64_t end) {
   const int64_t group = block / w.group_blocks;
   const int64_t first = group * w.group_blocks;
   const int64_t last = smaller(first + w.group_blocks, w.blocks);
@@ -65,8 +66,8 @@ void tiles(const Product& product, const typename Product::Decoded* decoded, con
   int64_t i = 0;
   const auto at = [&](int64_t row) { return row * kPanelColumns; };
   for (; Product::kTileRows == 8 && i + 8 <= count; i += 8) {
-    product.template tile<Product::kTileRows>(decoded, segment, first_row + i,
-                                              strip.totals + at(i), strip.sums + at(i));
+    product.template tile<Product::kTileRows>(decoded, segment, first_row + i, strip.totals + at(i),
+                                              strip.sums + at(i));
   }
   for (; i + 4 <= count; i += 4) {
     product.template tile<4>(decoded, segment, first_row + i, strip.totals + at(i),

@@ -63,7 +63,8 @@ void add_strip(const uint8_t* weights, const int8_t* first_row, int64_t stride, 
       unrolled<R>([&](auto r) {
         const __m512i data = broadcast4(x[r / 4] + (r % 4) * stride + 4 * q);
         unrolled<C>([&](auto c) {
-          sum[r][c] = _mm512_dpbusd_epi32(sum[r][c], load(weights + (q * C + c) * kBlockBytes), data);
+          sum[r][c] =
+              _mm512_dpbusd_epi32(sum[r][c], load(weights + (q * C + c) * kBlockBytes), data);
         });
       });
     });
@@ -115,7 +116,7 @@ void add_group_of_many(const Tile& tile, int64_t count, int64_t panels, int64_t 
 }  // namespace
 
 void multiply_many_rows_avx512(const Weights& w, const Int8Rows& rows, int64_t first_panel,
-                                int64_t last_panel, Output out) {
+                               int64_t last_panel, Output out) {
   Stretch stretch;
   const int64_t bands = (rows.rows + kManyRows - 1) / kManyRows;
   for (int64_t band = 0; band < bands; ++band) {

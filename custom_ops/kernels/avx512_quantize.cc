@@ -35,8 +35,8 @@ struct Row {
   }
 };
 
-// The bits of the largest absolute value. As integers, absolute values order as they do as floats, and
-// what is not finite is largest of all.
+// The bits of the largest absolute value. As integers, absolute values order as they do as floats,
+// and what is not finite is largest of all.
 template <bool with_scales>
 uint32_t largest_bits(const Row<with_scales>& row) {
   const __m512i absolute = _mm512_set1_epi32(0x7FFFFFFF);
@@ -47,9 +47,8 @@ uint32_t largest_bits(const Row<with_scales>& row) {
   unrolled<4>([&](auto i) ONNXLR_INLINE_LAMBDA { most[i] = _mm512_setzero_si512(); });
   int64_t k = 0;
   for (; k + 64 <= row.count; k += 64) {
-    unrolled<4>([&](auto i) ONNXLR_INLINE_LAMBDA {
-      most[i] = larger(most[i], row.whole(k + 16 * i));
-    });
+    unrolled<4>([&](auto i)
+                    ONNXLR_INLINE_LAMBDA { most[i] = larger(most[i], row.whole(k + 16 * i)); });
   }
   for (; k < row.count; k += 16) most[0] = larger(most[0], row.partial(k));
   return _mm512_reduce_max_epu32(

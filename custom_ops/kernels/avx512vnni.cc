@@ -1,6 +1,8 @@
-// AVX-512 with VNNI: vpdpbusd multiplies unsigned codes 0, 1, 2 by int8 data and adds four neighbours.
+// AVX-512 with VNNI: vpdpbusd multiplies unsigned codes 0, 1, 2 by int8 data and adds four
+// neighbours.
 //
-// Since the codes are the weights plus one, the sum of the row is taken off at the end of each group.
+// Since the codes are the weights plus one, the sum of the row is taken off at the end of each
+// group.
 #include "kernels/avx512vnni.h"
 
 #include <algorithm>
@@ -23,9 +25,10 @@ constexpr int64_t kFewRows = 24;               // up to here, decoding as it goe
 constexpr int64_t kLongGroupBlocks = 32;       // in shorter groups as well
 constexpr int64_t kShiftlessBlocks = 1 << 14;  // 64 · 2 · 127 · 4 a block stays below 2^31
 
-// One row: the four codes of a byte stay where they are, at 1, 4, 16 and 64 times their value, each in
-// a sum of its own. It saves the shifts, which would cost as much as the products. Panels are read one
-// after the other, so that memory sees a single stream, asked for ahead of the processor's own guess.
+// One row: the four codes of a byte stay where they are, at 1, 4, 16 and 64 times their value, each
+// in a sum of its own. It saves the shifts, which would cost as much as the products. Panels are
+// read one after the other, so that memory sees a single stream, asked for ahead of the processor's
+// own guess.
 constexpr int64_t kPrefetchBytes = 4096;
 
 template <int blocks>
@@ -53,8 +56,8 @@ ONNXLR_NOINLINE __m512i sum_of_row(const uint8_t* codes, const int8_t* x, int64_
   if (blocks % 2 != 0) add_blocks_of_row<1>(codes, x, sum);
   __m512i quarter[4];
   unrolled<4>([&](auto q) {
-    quarter[q] = _mm512_srai_epi32(_mm512_add_epi32(sum[0][q], sum[1][q]),
-                                   static_cast<unsigned>(2 * q));
+    quarter[q] =
+        _mm512_srai_epi32(_mm512_add_epi32(sum[0][q], sum[1][q]), static_cast<unsigned>(2 * q));
   });
   return _mm512_add_epi32(_mm512_add_epi32(quarter[0], quarter[1]),
                           _mm512_add_epi32(quarter[2], quarter[3]));
@@ -71,9 +74,9 @@ void multiply_row(const Weights& w, const Int8Rows& rows, int64_t first_panel, i
         const int64_t end = std::min((g + 1) * w.group_blocks, w.blocks);
         __m512i sum = _mm512_setzero_si512();
         for (int64_t b = g * w.group_blocks; b < end; b += kShiftlessBlocks) {
-          sum = _mm512_add_epi32(sum, sum_of_row(codes + b * kBlockBytes,
-                                                 rows.codes + b * kBlockInputs,
-                                                 std::min(kShiftlessBlocks, end - b)));
+          sum = _mm512_add_epi32(sum,
+                                 sum_of_row(codes + b * kBlockBytes, rows.codes + b * kBlockInputs,
+                                            std::min(kShiftlessBlocks, end - b)));
         }
         total = add_group(total, sum, rows.sums[g], _mm512_loadu_ps(scales + g * kPanelColumns));
       }
@@ -106,8 +109,7 @@ ONNXLR_NOINLINE void add_blocks(const Tile& tile, int64_t term, int64_t first, i
       unrolled<C>([&](auto c) { weights[c] = decode(load(codes[c]), q); });
       unrolled<R>([&](auto r) {
         const __m512i data = broadcast4(x[r / 4] + (r % 4) * stride + 4 * q);
-        unrolled<C>(
-            [&](auto c) { sum[r][c] = _mm512_dpbusd_epi32(sum[r][c], weights[c], data); });
+        unrolled<C>([&](auto c) { sum[r][c] = _mm512_dpbusd_epi32(sum[r][c], weights[c], data); });
       });
     });
     unrolled<C>([&](auto c) { codes[c] += kBlockBytes; });

@@ -85,8 +85,8 @@ struct DotprodProduct : Int8Product {
   }
 };
 
-// One row. Codes of three of the four quarters are multiplied where they lie in their bytes, as 0, 4
-// and 8 or 0, 16 and 32, and the sums shifted; at the top of the byte they would be negative.
+// One row. Codes of three of the four quarters are multiplied where they lie in their bytes, as 0,
+// 4 and 8 or 0, 16 and 32, and the sums shifted; at the top of the byte they would be negative.
 struct RowSums {
   int32x4_t quarters[4][4];
 };

@@ -1,5 +1,6 @@
 // int8 products with SMMLA (Armv8.6 int8 matrix multiplication): two rows times two columns, eight
-// inputs, in one instruction. A few rows go the way of dotprod.cc: half of each SMMLA would be idle.
+// inputs, in one instruction. A few rows go the way of dotprod.cc: half of each SMMLA would be
+// idle.
 #include "kernels/arm.h"
 #include "kernels/arm_features.h"
 #include "kernels/arm_shared.h"

@@ -17,10 +17,8 @@ bool always() { return true; }
 
 const Isa kIsas[] = {
 #if defined(__x86_64__) || defined(_M_X64)
-    {&kAmxKernels, has_amx},
-    {&kAvx512VnniKernels, has_avx512vnni},
-    {&kAvxVnniKernels, has_avxvnni},
-    {&kAvx2Kernels, has_avx2},
+    {&kAmxKernels, has_amx},         {&kAvx512VnniKernels, has_avx512vnni},
+    {&kAvxVnniKernels, has_avxvnni}, {&kAvx2Kernels, has_avx2},
 #elif defined(__aarch64__)
     {&kI8mmKernels, has_i8mm},
     {&kDotprodKernels, has_dotprod},

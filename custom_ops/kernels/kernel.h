@@ -1,7 +1,7 @@
 // What one instruction set brings: rows of numbers times packed ternary matrices.
 //
-// Kernels know nothing of ONNX Runtime, allocate nothing, never fail: whoever calls them has checked
-// every size. docs/operators.md describes the packed format and the arithmetic.
+// Kernels know nothing of ONNX Runtime, allocate nothing, never fail: whoever calls them has
+// checked every size. docs/operators.md describes the packed format and the arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,8 @@ constexpr int64_t kPanelColumns = 16;  // columns in a panel
 constexpr int64_t kBlockInputs = 16;   // inputs in a block
 constexpr int64_t kBlockBytes = 64;    // 16 x 16 codes of two bits
 
-// Rows of int8 codes are zero from K up to a multiple of this, and a stride apart that is one as well.
+// Rows of int8 codes are zero from K up to a multiple of this, and a stride apart that is one as
+// well.
 constexpr int64_t kRowAlignment = 64;
 
 // A good stride: an odd number of cache lines, since rows an even number apart share the sets of a
@@ -38,10 +39,10 @@ struct Weights {
 
 // Rows rounded to int8, each with a range of its own: x is about scales[row] * codes[row][k].
 struct Int8Rows {
-  const int8_t* codes;   // [rows][stride], aligned to 64 bytes, zero from K on
-  int64_t stride;        // bytes from row to row, a multiple of 64, at least K rounded up to one
-  const float* scales;   // [rows]: a / 127, or NaN for a row that had an entry that is not finite
-  const int32_t* sums;   // [rows][groups]: the sum of the codes of each group
+  const int8_t* codes;  // [rows][stride], aligned to 64 bytes, zero from K on
+  int64_t stride;       // bytes from row to row, a multiple of 64, at least K rounded up to one
+  const float* scales;  // [rows]: a / 127, or NaN for a row that had an entry that is not finite
+  const int32_t* sums;  // [rows][groups]: the sum of the codes of each group
   int64_t rows;
 };
 
@@ -68,8 +69,8 @@ struct Kernels {
                          int64_t first_panel, int64_t last_panel, Output out);
 };
 
-// The best table that this machine can run, or the one that ONNXLR_ISA names. Null with a message in
-// *problem if ONNXLR_ISA names one that is unknown, not in this build or not on this machine.
+// The best table that this machine can run, or the one that ONNXLR_ISA names. Null with a message
+// in *problem if ONNXLR_ISA names one that is unknown, not in this build or not on this machine.
 const Kernels* choose_kernels(const char** problem);
 
 }  // namespace onnxlr

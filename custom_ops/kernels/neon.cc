@@ -1,4 +1,5 @@
-// Kernels for any aarch64: int8 products widened to int16, float products, and the rounding to int8.
+// Kernels for any aarch64: int8 products widened to int16, float products, and the rounding to
+// int8.
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -84,8 +85,8 @@ void multiply_int8(const Weights& w, const Int8Rows& rows, int64_t first_panel, 
   multiply_panels(NeonProduct{{w, rows}}, rows.rows, first_panel, last_panel, out);
 }
 
-// Products with -1, 0 and +1 as float32 numbers: multiplying by them is exact, and a multiply-add of
-// four columns takes no more than the addition.
+// Products with -1, 0 and +1 as float32 numbers: multiplying by them is exact, and a multiply-add
+// of four columns takes no more than the addition.
 struct FloatProduct {
   using Decoded = float;
   static constexpr int kTileRows = 8;

@@ -1,5 +1,5 @@
-// The portable kernels. `quantize_scalar` has a name because instruction sets without a way of their
-// own use it.
+// The portable kernels. `quantize_scalar` has a name because instruction sets without a way of
+// their own use it.
 #pragma once
 
 #include "kernels/kernel.h"

@@ -1,6 +1,7 @@
 // Loops that are gone when the optimiser looks, so that arrays of sums become registers.
 //
-// Include after `#pragma GCC target`: a body for a newer target is not inlined into these otherwise.
+// Include after `#pragma GCC target`: a body for a newer target is not inlined into these
+// otherwise.
 #pragma once
 
 #include <type_traits>

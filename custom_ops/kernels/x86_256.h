@@ -18,7 +18,7 @@ namespace onnxlr {
 namespace {
 
 constexpr float kSmallestRange = 1e-30f;
-constexpr int64_t kHalfBytes = 32;    // eight columns of a block
+constexpr int64_t kHalfBytes = 32;  // eight columns of a block
 constexpr int64_t kPrefetchBytes = 4096;
 constexpr int64_t kFloatBlocks = 16;  // blocks summed in float before the sum joins the total
 
@@ -44,23 +44,20 @@ inline void store_columns(const Weights& w, int64_t column, __m256 value, float*
   }
 }
 
-// Sums of R rows with one panel over blocks first to last. Few rows use several sums each, since a sum
-// must wait for its last product.
+// Sums of R rows with one panel over blocks first to last. Few rows use several sums each, since a
+// sum must wait for its last product.
 template <typename Dot, int R>
 ONNXLR_NOINLINE void add_blocks(const uint8_t* panel, const int8_t* row, int64_t stride,
                                 int64_t first, int64_t last, __m256i (&result)[R][2]) {
   constexpr int kSums = R == 1 ? 4 : R == 2 ? 2 : 1;
   const __m256i mask = _mm256_set1_epi32(0x03030303);
-  unrolled<R>([&](auto r) {
-    unrolled<2>([&](auto h) { result[r][h] = _mm256_setzero_si256(); });
-  });
+  unrolled<R>([&](auto r) { unrolled<2>([&](auto h) { result[r][h] = _mm256_setzero_si256(); }); });
   for (int64_t begin = first; begin < last; begin += Dot::kBlocks) {
     const int64_t end = std::min(begin + Dot::kBlocks, last);
     __m256i sum[R][2][kSums];
     unrolled<R>([&](auto r) {
-      unrolled<2>([&](auto h) {
-        unrolled<kSums>([&](auto i) { sum[r][h][i] = _mm256_setzero_si256(); });
-      });
+      unrolled<2>(
+          [&](auto h) { unrolled<kSums>([&](auto i) { sum[r][h][i] = _mm256_setzero_si256(); }); });
     });
     const uint8_t* codes = panel + begin * kBlockBytes;
     const int8_t* x = row + begin * kBlockInputs;
@@ -190,8 +187,8 @@ void quantize_256(const Weights& w, const float* x, const float* input_scale, in
       packed = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
     }
     _mm256_store_si256(reinterpret_cast<__m256i*>(codes + k), packed);
-    sum = _mm256_add_epi32(
-        sum, _mm256_madd_epi16(_mm256_maddubs_epi16(one_bytes, packed), one_words));
+    sum = _mm256_add_epi32(sum,
+                           _mm256_madd_epi16(_mm256_maddubs_epi16(one_bytes, packed), one_words));
     const int64_t end = k + 32;
     if (group < w.groups && (end >= w.inputs || end == (group + 1) * group_inputs)) {
       alignas(32) int32_t parts[8];
@@ -227,8 +224,8 @@ void float_tile(const Weights& w, const float* x, int64_t stride, int64_t panel,
             const int bit = static_cast<int>(8 * (i % 4) + 2 * (i / 4));
             const __m256i two = _mm256_set1_epi32(static_cast<int32_t>(2u << bit));
             const __m256i any = _mm256_set1_epi32(static_cast<int32_t>(3u << bit));
-            const __m256 add = _mm256_castsi256_ps(
-                _mm256_cmpeq_epi32(_mm256_and_si256(block, two), two));
+            const __m256 add =
+                _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(block, two), two));
             const __m256 subtract = _mm256_castsi256_ps(
                 _mm256_cmpeq_epi32(_mm256_and_si256(block, any), _mm256_setzero_si256()));
             unrolled<R>([&](auto r) {

@@ -10,8 +10,8 @@
 
 namespace onnxlr::testing {
 
-// `count` values of T that end exactly where a page without access begins. What is left of the first
-// page before them holds a pattern that `intact` looks for.
+// `count` values of T that end exactly where a page without access begins. What is left of the
+// first page before them holds a pattern that `intact` looks for.
 template <typename T>
 class Guarded {
  public:

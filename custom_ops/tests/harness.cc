@@ -2,8 +2,8 @@
 //
 //   harness libonnxruntime.so libonnxlr_ops.so model.onnx input.bin output.bin dims...
 //
-// Both files hold plain float32 numbers. tools/check_aarch64.py runs it on emulated processors, where
-// there is no Python, and compares the output.
+// Both files hold plain float32 numbers. tools/check_aarch64.py runs it on emulated processors,
+// where there is no Python, and compares the output.
 #include <dlfcn.h>
 #include <onnxruntime_c_api.h>
 

@@ -115,8 +115,8 @@ void try_int8(const Shape& shape, Values values, const Call& call, Codes kind, R
   scales.make_constant();
   sums.make_constant();
   const double units = 8 + static_cast<double>(shape.terms * groups);
-  const Expected expected = expect<int8_t, int64_t>(problem, call, codes.data(), stride,
-                                                    scales.data(), units);
+  const Expected expected =
+      expect<int8_t, int64_t>(problem, call, codes.data(), stride, scales.data(), units);
   const Int8Rows rows = {codes.data(), stride, scales.data(), sums.data(), call.rows};
   try_tables("multiply_int8", problem, call, expected, [&](const Kernels& table, Output out) {
     table.multiply_int8(problem.weights(), rows, call.first_panel, call.last_panel, out);
@@ -125,8 +125,7 @@ void try_int8(const Shape& shape, Values values, const Call& call, Codes kind, R
 
 enum class Inputs { kAnySign, kPositive, kRowOfNan };
 
-void try_float(const Shape& shape, Values values, const Call& call, Inputs inputs,
-               Random& random) {
+void try_float(const Shape& shape, Values values, const Call& call, Inputs inputs, Random& random) {
   const Problem problem(shape, values, random);
   const int64_t K = shape.inputs, stride = K + random.between(0, 3);
   Guarded<float> x((call.rows - 1) * stride + K);
@@ -137,8 +136,7 @@ void try_float(const Shape& shape, Values values, const Call& call, Inputs input
   if (spoiled >= 0) std::fill_n(x.data() + spoiled * stride, K, std::nanf(""));
   x.make_constant();
   // Sums in one float32 from end to end err by about 29 units in the longest case here.
-  Expected expected =
-      expect<float, double>(problem, call, x.data(), stride, nullptr, 24);
+  Expected expected = expect<float, double>(problem, call, x.data(), stride, nullptr, 24);
   if (spoiled >= 0) {  // columns of zeros alone may ignore it: only the other rows are looked at
     const int64_t N = shape.outputs;
     std::fill_n(expected.y.begin() + spoiled * N, N, 0.0);

@@ -40,9 +40,10 @@ Problem::Problem(const Shape& shape, Values values, Random& random)
   for (float& bias : bias_) bias = random.real(-3, 3);
   pack();
   const int64_t group_blocks = groups_ == 1 ? blocks_ : group_size_ / 16;
-  weights_ = {codes_.data(), packed_scales_.data(), packed_bias_.data(), shape.inputs,
-              shape.outputs, blocks_,               panels_,             shape.terms,
-              groups_,       group_blocks};
+  weights_ = {codes_.data(), packed_scales_.data(), packed_bias_.data(),
+              shape.inputs,  shape.outputs,         blocks_,
+              panels_,       shape.terms,           groups_,
+              group_blocks};
 }
 
 void Problem::pack() {

@@ -1,5 +1,5 @@
-// Random ternary matrices, packed by this file's own reading of docs/operators.md, and their products
-// in int64 and double.
+// Random ternary matrices, packed by this file's own reading of docs/operators.md, and their
+// products in int64 and double.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,8 @@
-// The part of ONNX Runtime's C interface that the example uses, under its official names, for machines
-// without ONNX Runtime's headers. Where they are installed, CMake takes those instead.
+// The part of ONNX Runtime's C interface that the example uses, under its official names, for
+// machines without ONNX Runtime's headers. Where they are installed, CMake takes those instead.
 //
-// The interface is a table of function pointers that only ever grows at its end: a table declared by
-// slot stays right for every newer version. This one is that of version 17.
+// The interface is a table of function pointers that only ever grows at its end: a table declared
+// by slot stays right for every newer version. This one is that of version 17.
 #pragma once
 
 #include <cstddef>
@@ -37,8 +37,8 @@ struct OrtApi {
                     size_t output_count, OrtValue** results);  // slot 9
   OrtStatus* (*CreateSessionOptions)(OrtSessionOptions** out);
   void* slots_11_48[38];
-  OrtStatus* (*CreateTensorWithDataAsOrtValue)(const OrtMemoryInfo* memory, void* data, size_t bytes,
-                                               const int64_t* dims, size_t count,
+  OrtStatus* (*CreateTensorWithDataAsOrtValue)(const OrtMemoryInfo* memory, void* data,
+                                               size_t bytes, const int64_t* dims, size_t count,
                                                ONNXTensorElementDataType type,
                                                OrtValue** out);  // slot 49
   void* slot_50;
