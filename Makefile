@@ -34,7 +34,7 @@ sanitize: $(VENV)/.installed-test
 # The op library on emulated processors, ARM and older x86-64: needs g++-aarch64-linux-gnu and
 # qemu-user-static.
 aarch64: $(VENV)/.installed-test
-	$(BIN)/python tools/check_aarch64.py
+	$(BIN)/python tools/check_aarch64.py --runtime
 
 # The operators beside ONNX Runtime's own.
 bench-operators: $(VENV)/.installed-test

@@ -156,11 +156,14 @@ def describe_ops() -> OpsDescription:
 def _folders() -> list[Path]:
     """Return where a library may have been installed.
 
-    Of an editable install, only the library lies in the environment.
+    Beside the package, where a wheel puts both; of an editable install, only the library lies in
+    the environment. A wheel's package does not look at what else the environment has.
     """
     package = Path(__file__).parents[1]
-    installed = (Path(str(d.locate_file(package.name))) for d in distributions(name=package.name))
-    return list(dict.fromkeys((package, *installed)))
+    found = {Path(str(d.locate_file(package.name))): d for d in distributions(name=package.name)}
+    if package in found and found[package].read_text("RECORD") is not None:
+        return [package]
+    return [package, *found]
 
 
 def _ask(file: str) -> dict[str, str]:
