@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -226,23 +227,23 @@ def attempt(name: str, make: Callable[[], Chain]) -> Chain | None:
 
 
 def bench_scaling(isas: Sequence[str], counts: Sequence[int], effort: Effort) -> list[Cell]:
-    """Time one and two threads against each other, wall clock, 4096x4096."""
+    """Time one and two threads against each other, wall clock, 4096x4096.
+
+    One instruction set after the other: the threads of a session stay awake for a while after a
+    run, and would take the processors from the next session's.
+    """
     shape, cells = (4096, 4096), []
-    for rows in (rows for rows in counts if rows >= FEW_ROWS):
+    for rows, isa in product((rows for rows in counts if rows >= FEW_ROWS), isas):
         nodes = lengths(shape, rows, effort.megabytes)[1]
         data = _data(rows, shape[0])
-        runs, kernels = {}, {}
-        for isa in isas:
-            names = [f"{isa}, {threads}" for threads in (1, 2)]
-            pair = [
-                attempt(name, partial(build, Ternary(isa), shape, nodes, data, threads))
-                for threads, name in enumerate(names, 1)
-            ]
-            for name, chain in zip(names, pair, strict=True):
-                if all(pair) and chain:
-                    runs[name] = chain.runner(rows)
-                    kernels[name] = isa
-        say(f"4096x4096, two threads, M={rows}")
-        taken = measure(runs, effort, time.perf_counter)
-        cells.append(Cell("4096x4096", rows, nodes, taken, kernels))
+        names = [f"{isa}, {threads}" for threads in (1, 2)]
+        pair = [
+            attempt(name, partial(build, Ternary(isa), shape, nodes, data, threads))
+            for threads, name in enumerate(names, 1)
+        ]
+        runs = {n: chain.runner(rows) for n, chain in zip(names, pair, strict=True) if chain}
+        if len(runs) == len(names):
+            say(f"4096x4096, two threads, M={rows}, {isa}")
+            taken = measure(runs, effort, time.perf_counter)
+            cells.append(Cell("4096x4096", rows, nodes, taken, dict.fromkeys(names, isa)))
     return cells
