@@ -20,7 +20,6 @@ constexpr int64_t kLanes = 4;
 constexpr int64_t kMostWindow = 256;  // inputs of a window
 constexpr int64_t kMostGrowth = 4;    // planes per image
 constexpr int64_t kSlack = 16;        // floats that the last windows read beyond the last line
-constexpr float kSmallestRange = 1e-30f;
 constexpr uint32_t kInfinity = 0x7F800000u;
 
 typedef float Floats __attribute__((vector_size(16)));

@@ -14,8 +14,6 @@
 namespace onnxlr {
 namespace {
 
-constexpr float kSmallestRange = 1e-30f;
-
 // Numbers of a row, times their scales if there are any, sixteen at a time; zeros beyond the last.
 template <bool with_scales>
 struct Row {

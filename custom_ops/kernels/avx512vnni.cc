@@ -170,7 +170,7 @@ constexpr int64_t width_for(int64_t rows) {
 
 void multiply_few_rows(const Weights& w, const Int8Rows& rows, int64_t first_panel,
                        int64_t last_panel, Output out) {
-  // Rows are split evenly: 32 rows are 11 + 11 + 10, not 14 + 14 + 4.
+  // Rows are split evenly: 24 rows are 8 + 8 + 8, not 11 + 11 + 2.
   const int64_t strips = (rows.rows + kMostRows - 1) / kMostRows;
   const int64_t widest = width_for((rows.rows + strips - 1) / strips);
   for (int64_t panel = first_panel; panel < last_panel; panel += widest) {

@@ -16,6 +16,9 @@ constexpr int64_t kBlockBytes = 64;    // 16 x 16 codes of two bits
 // well.
 constexpr int64_t kRowAlignment = 64;
 
+// The range of a row is at least this, so that 127 / range stays finite.
+constexpr float kSmallestRange = 1e-30f;
+
 // A good stride: an odd number of cache lines, since rows an even number apart share the sets of a
 // cache and drive each other out of it.
 inline int64_t row_stride(int64_t inputs) {

@@ -212,7 +212,7 @@ void quantize_neon(const Weights& w, const float* x, const float* input_scale, i
     *scale = std::numeric_limits<float>::quiet_NaN();
     return;
   }
-  const float range = std::fmax(found, 1e-30f);
+  const float range = std::fmax(found, kSmallestRange);
   const float ratio = 127.0f / range;
   *scale = range / 127.0f;
   for (int64_t g = 0; g < w.groups; ++g) {

@@ -9,8 +9,6 @@
 namespace onnxlr {
 namespace {
 
-constexpr float kSmallestRange = 1e-30f;
-
 // The ternary value of input i (0..15) of column c in a block.
 inline int ternary(const uint8_t* block, int64_t i, int64_t c) {
   const uint8_t byte = block[4 * c + i % 4];

@@ -17,7 +17,6 @@
 namespace onnxlr {
 namespace {
 
-constexpr float kSmallestRange = 1e-30f;
 constexpr int64_t kHalfBytes = 32;  // eight columns of a block
 constexpr int64_t kPrefetchBytes = 4096;
 constexpr int64_t kFloatBlocks = 16;  // blocks summed in float before the sum joins the total

@@ -14,16 +14,12 @@ import onnxruntime as ort
 from onnxlr.errors import LibraryError, LibraryMissingError
 
 __all__ = [
-    "DOMAIN",
     "LIBRARY_VARIABLE",
     "OpsDescription",
     "describe_ops",
     "get_library_path",
     "register_ops",
 ]
-
-DOMAIN = "onnxlr"
-"""Domain of the operators that the library has kernels for."""
 
 LIBRARY_VARIABLE = "ONNXLR_OPS_LIBRARY"
 """Environment variable: the library's file, or `off` to run without one."""

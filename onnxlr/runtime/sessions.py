@@ -13,7 +13,8 @@ import onnx
 import onnxruntime as ort
 
 from onnxlr.errors import LibraryError, LibraryMissingError, ModelError, UsageError
-from onnxlr.runtime.library import DOMAIN, LIBRARY_VARIABLE, get_library_path, register_ops
+from onnxlr.operators.schema import DOMAIN
+from onnxlr.runtime.library import LIBRARY_VARIABLE, get_library_path, register_ops
 
 __all__ = ["open_session", "session"]
 
