@@ -1,4 +1,4 @@
-"""Every instruction set of this machine, one after the other."""
+"""The op library: there, turned off, or with each instruction set of this machine."""
 
 from __future__ import annotations
 
@@ -15,3 +15,15 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("ONNXLR_ISA", request.param)
     assert onnxlr.describe_ops().isa == request.param
     return str(request.param)
+
+
+@pytest.fixture
+def available() -> str:
+    """Return the op library's file, where there is one."""
+    return installed_library()
+
+
+@pytest.fixture
+def off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turn the op library off."""
+    monkeypatch.setenv("ONNXLR_OPS_LIBRARY", "off")

@@ -20,24 +20,11 @@ from tests.operators.oplibrary import (
     OUTPUTS,
     Array,
     bias,
-    installed_library,
     telling_model,
     ternary,
 )
 
 CPU = ["CPUExecutionProvider"]
-
-
-@pytest.fixture
-def available() -> str:
-    """Return the op library's file, where there is one."""
-    return installed_library()
-
-
-@pytest.fixture
-def off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turn the op library off."""
-    monkeypatch.setenv("ONNXLR_OPS_LIBRARY", "off")
 
 
 @pytest.fixture

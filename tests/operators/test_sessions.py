@@ -14,7 +14,6 @@ from tests.operators.oplibrary import (
     OUTPUTS,
     Array,
     bias,
-    installed_library,
     telling_model,
     ternary,
 )
@@ -22,18 +21,6 @@ from tests.operators.oplibrary import (
 ROWS = np.random.default_rng(5).standard_normal((3, INPUTS)).astype(np.float32)
 BY_KERNEL = ROWS.astype(np.float64) @ ternary() + bias()
 BY_FUNCTION = np.broadcast_to(bias(), (len(ROWS), OUTPUTS))
-
-
-@pytest.fixture
-def available() -> str:
-    """Return the op library's file, where there is one."""
-    return installed_library()
-
-
-@pytest.fixture
-def off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turn the op library off."""
-    monkeypatch.setenv("ONNXLR_OPS_LIBRARY", "off")
 
 
 def computed(model: object) -> Array:
