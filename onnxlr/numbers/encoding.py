@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxlr.numbers.formats import Format
-from onnxlr.numbers.gptq import round_with_feedback
-from onnxlr.numbers.grid import choose_grid, expand
+from onnxlr.numbers.rounding import round_to
+from onnxlr.numbers.scales import expand
+from onnxlr.numbers.trits import codes_of, trits_of
 
 __all__ = ["Encoded", "encode"]
 
@@ -27,10 +28,13 @@ class Encoded:
         The format.
     codes
         Stored numbers, one an entry: a matrix or stack `(*batch, inputs, outputs)`, or a kernel or
-        table `(outputs, …)`.
+        table `(outputs, …)`. Those of a ternary format have a digit to the base 3 for each term,
+        the first term's the lowest; digits 0, 1, 2 stand for −1, 0, 1.
     scales
         For integer formats one float for each output and group of inputs: `(*batch, groups,
-        outputs)`, for kernels and tables `(outputs, groups)`. None for float formats.
+        outputs)`, for kernels and tables `(outputs, groups)`. For ternary formats one more for each
+        term: `(*batch, terms, groups, outputs)`, of kernels `(outputs, groups, terms)`. None for
+        float formats.
     zero_points
         The codes that stand for 0, of the shape of the scales; None where that is code 0.
     kernel
@@ -58,8 +62,55 @@ class Encoded:
             size += -(-self.zero_points.size * self.format.bits // 8)
         return size
 
+    @classmethod
+    def of_trits(
+        cls,
+        trits: npt.NDArray[np.int8],
+        scales: npt.NDArray[Any],
+        group: int | None = None,
+        kernel: bool = False,
+    ) -> Encoded:
+        """Return ternary numbers.
+
+        Parameters
+        ----------
+        trits
+            −1, 0 and 1, terms first: `(terms, *batch, inputs, outputs)`, or kernels
+            `(terms, outputs, …)`.
+        scales
+            In the float type they are kept in, shaped as the attribute is.
+        group
+            Inputs that share a scale; None for all.
+        """
+        own = Format("ternary", group, terms=len(trits))
+        return cls(own, codes_of(trits), scales, None, kernel)
+
+    @property
+    def trits(self) -> npt.NDArray[np.int8]:
+        """Of a ternary format: −1, 0 and 1, `(terms, *shape)`."""
+        return trits_of(self.codes, self.format.terms)
+
+    def terms(self, kind: str) -> tuple[Encoded, ...]:
+        """Return the terms of a ternary format as `int8` or `int2` numbers each."""
+        if self.scales is None or kind not in ("int8", "int2"):
+            raise ValueError(f"{self.format} numbers have no terms of {kind}")
+        own = Format(kind, self.format.group)
+        found = []
+        for term, trits in enumerate(self.trits):
+            scales = self.scales[..., term] if self.kernel else self.scales[..., term, :, :]
+            if kind == "int8":
+                found.append(Encoded(own, trits, scales, None, self.kernel))
+                continue
+            zeros = np.ones(scales.shape, np.uint8)
+            codes = (trits + 1).astype(np.uint8)
+            found.append(Encoded(own, codes, scales, zeros, self.kernel))
+        return tuple(found)
+
     def decode(self) -> Matrix:
         """Return the numbers the codes stand for, in float64."""
+        if self.format.is_ternary:
+            terms = [term.decode() for term in self.terms("int8")]
+            return np.asarray(sum(terms[1:], start=terms[0]))
         values = self.codes.astype(np.float64)
         if self.scales is None:
             return values
@@ -113,15 +164,13 @@ def encode(
             codes = np.where(np.abs(codes) < format.smallest, 0.0, codes)
         return Encoded(format, codes.astype(format.dtype), kernel=kernel)
     matrix = _as_matrix(numbers, kernel)
-    if format.rounding == "gptq" and hessian is not None:
-        codes, scales, zeros = round_with_feedback(matrix, hessian, format, compute)
-    else:
-        grid = choose_grid(matrix, format, compute)
-        codes, scales, zeros = grid.codes(matrix), grid.scales, grid.zero_points
+    fed = hessian if format.rounding == "gptq" else None
+    found = round_to(matrix, format, compute, fed)
+    zeros = found.zero_points
     return Encoded(
         format,
-        _as_stored(codes, numbers.shape, kernel).astype(format.dtype),
-        _first_axis(scales, kernel).astype(compute),
+        _as_stored(found.codes, numbers.shape, kernel).astype(format.dtype),
+        _first_axis(found.scales, kernel).astype(compute),
         None if zeros is None else _first_axis(zeros, kernel).astype(format.dtype),
         kernel,
     )

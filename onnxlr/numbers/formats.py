@@ -10,9 +10,9 @@ import numpy as np
 
 from onnxlr.errors import UsageError
 
-__all__ = ["FORMATS", "GROUP_SIZES", "ROUNDINGS", "Format"]
+__all__ = ["FORMATS", "GROUP_SIZES", "MOST_TERMS", "ROUNDINGS", "Format"]
 
-FORMATS = ("float64", "float32", "float16", "bfloat16", "int8", "int4", "int2")
+FORMATS = ("float64", "float32", "float16", "bfloat16", "int8", "int4", "int2", "ternary")
 """All format kinds."""
 
 GROUP_SIZES = (0, 32, 64, 128)
@@ -20,6 +20,9 @@ GROUP_SIZES = (0, 32, 64, 128)
 
 ROUNDINGS = ("nearest", "gptq")
 """How numbers become codes: each to the nearest one, or with the error fed to those that follow."""
+
+MOST_TERMS = 5
+"""The most ternary terms whose values one byte can hold: 3⁵ = 243."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +33,23 @@ class Format:
     ----------
     kind
         A float type; `int8`: integers −127 … 127 without zero point; `int4` and `int2`: integers
-        0 … 15 and 0 … 3 with a zero point.
+        0 … 15 and 0 … 3 with a zero point; `ternary`: sums of terms, each a
+        scale times −1, 0 or 1.
     group
         How many inputs in a row share a scale of each output; None for all of them.
     rounding
         One of `ROUNDINGS`; `gptq` needs statistics, and is `nearest` where there are none.
+    terms
+        Of `ternary`: how many are added, 1 to `MOST_TERMS`. 1 elsewhere.
     """
 
     kind: str
     group: int | None = None
     rounding: str = "nearest"
+    terms: int = 1
 
-    _BITS: ClassVar[dict[str, int]] = {"int8": 8, "int4": 4, "int2": 2}
-    _DEFAULT_GROUPS: ClassVar[dict[str, int]] = {"int4": 32, "int2": 32}
+    _BITS: ClassVar[dict[str, int]] = {"int8": 8, "int4": 4, "int2": 2, "ternary": 2}
+    _DEFAULT_GROUPS: ClassVar[dict[str, int]] = {"int4": 32, "int2": 32, "ternary": 128}
 
     @classmethod
     def parse(cls, kind: str, group_size: int | None = None, rounding: str | None = None) -> Format:
@@ -53,7 +60,7 @@ class Format:
         kind
             One of `FORMATS`.
         group_size
-            One of `GROUP_SIZES`; None means 0 for int8, and 32 for int4 and int2.
+            One of `GROUP_SIZES`; None means 0 for int8, 32 for int4 and int2, 128 for ternary.
         rounding
             One of `ROUNDINGS`; None means `nearest`.
 
@@ -82,8 +89,9 @@ class Format:
         return cls(kind, size or None, rounding or "nearest")
 
     def __str__(self) -> str:
+        terms = f" ×{self.terms}" if self.terms > 1 else ""
         group = f" in groups of {self.group}" if self.group else ""
-        return f"{self.kind}{group}"
+        return f"{self.kind}{terms}{group}"
 
     @property
     def is_float(self) -> bool:
@@ -94,6 +102,11 @@ class Format:
     def is_packed(self) -> bool:
         """Whether several codes share a byte."""
         return self._BITS.get(self.kind, 8) < 8
+
+    @property
+    def is_ternary(self) -> bool:
+        """Whether numbers are sums of scaled −1, 0 and 1."""
+        return self.kind == "ternary"
 
     @property
     def largest(self) -> float:
@@ -112,8 +125,8 @@ class Format:
 
     @property
     def bits(self) -> int:
-        """Bits of one stored code."""
-        return self._BITS.get(self.kind, 8 * self.dtype.itemsize)
+        """Bits of one stored code, of all its terms together."""
+        return self._BITS.get(self.kind, 8 * self.dtype.itemsize) * self.terms
 
     def groups(self, inputs: int) -> int:
         """Return how many groups that many inputs make; the last may be shorter."""
@@ -124,6 +137,6 @@ class Format:
         codes = -(-inputs * outputs * self.bits // 8)
         if self.is_float:
             return codes
-        count = self.groups(inputs) * outputs
-        zero_points = -(-count * self.bits // 8) if self.is_packed else 0
+        count = self.groups(inputs) * outputs * self.terms
+        zero_points = -(-count * self.bits // 8) if self.is_packed and not self.is_ternary else 0
         return codes + count * scale + zero_points

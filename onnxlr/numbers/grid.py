@@ -1,17 +1,19 @@
-"""The values that codes stand for: a scale, and a zero point, for each output and group."""
+"""The values that codes stand for, for each output and group of inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxlr.numbers.formats import Format
+from onnxlr.numbers.scales import expand, stored
+from onnxlr.numbers.ternary_grid import choose_ternary_grid
 
-__all__ = ["Grid", "choose_grid", "expand"]
+__all__ = ["Grid", "IntegerGrid", "Rounded", "choose_grid"]
 
 Matrix = npt.NDArray[np.float64]
 
@@ -21,8 +23,45 @@ _SHRINKS = np.linspace(0.5, 1.0, 26)[::-1]
 largest entries pays."""
 
 
+class Grid(Protocol):
+    """What codes stand for in some groups of inputs, for each output."""
+
+    @property
+    def scales(self) -> Matrix:
+        """As the model's float type holds them, `(…, groups, outputs)`."""
+
+    @property
+    def zero_points(self) -> Matrix | None:
+        """Of the same shape; None where there are none."""
+
+    def nearest(self, matrix: Matrix) -> tuple[Matrix, Matrix]:
+        """Return the codes nearest to `(inputs, outputs)`, and what they stand for."""
+
+
 @dataclass(frozen=True)
-class Grid:
+class Rounded:
+    """A matrix or stack in codes.
+
+    Attributes
+    ----------
+    codes
+        Shape `(*batch, inputs, outputs)`, as floats.
+    scales, zero_points
+        As `Encoded` has them for matrices.
+    """
+
+    codes: Matrix
+    scales: Matrix
+    zero_points: Matrix | None
+
+    @classmethod
+    def nearest(cls, matrix: Matrix, grid: Grid) -> Rounded:
+        """Return a matrix in the codes nearest to each number."""
+        return cls(grid.nearest(matrix)[0], grid.scales, grid.zero_points)
+
+
+@dataclass(frozen=True)
+class IntegerGrid:
     """What codes stand for: `(code − zero point) · scale`.
 
     Attributes
@@ -38,6 +77,11 @@ class Grid:
     format: Format
     scales: Matrix
     zero_points: Matrix | None
+
+    def nearest(self, matrix: Matrix) -> tuple[Matrix, Matrix]:
+        """Return the nearest codes of a matrix `(*batch, inputs, outputs)`, and their values."""
+        codes = self.codes(matrix)
+        return codes, self.values(codes)
 
     def codes(self, matrix: Matrix) -> Matrix:
         """Return the nearest codes of a matrix `(*batch, inputs, outputs)`, as floats."""
@@ -56,34 +100,34 @@ class Grid:
         return np.asarray(codes * expand(self.scales, inputs, group))
 
 
-def expand(values: npt.NDArray[Any], inputs: int, group: int | None) -> npt.NDArray[Any]:
-    """Repeat `(*batch, groups, outputs)` for every input of a group; leave one row to broadcast."""
-    if group is None:
-        return values
-    return np.repeat(values, group, axis=-2)[..., :inputs, :]
-
-
-def choose_grid(matrix: Matrix, format: Format, compute: npt.DTypeLike) -> Grid:
-    """Return the grid of a matrix `(*batch, inputs, outputs)`.
+def choose_grid(
+    matrix: Matrix,
+    format: Format,
+    compute: npt.DTypeLike,
+    weights: npt.ArrayLike | None = None,
+) -> Grid:
+    """Return the grid of a matrix `(inputs, outputs)`, or for integers `(*batch, inputs, outputs)`.
 
     int8 reaches each output's largest magnitude. int4 and int2 take, of several parts of each
-    group's range (which includes 0), the one whose rounding has the least squared error.
+    group's range (which includes 0), the one whose rounding has the least squared error. For
+    ternary see `choose_ternary_grid`, which is also told what each input's error counts.
     """
-    smallest = Format(np.dtype(compute).name).smallest
+    if format.is_ternary:
+        return choose_ternary_grid(matrix, format, compute, weights)
     if not format.is_packed:
         peaks = _reduced(np.abs(matrix), np.maximum, format.group)
-        return Grid(format, _stored(peaks / _INT8_MAX, smallest, compute), None)
+        return IntegerGrid(format, stored(peaks / _INT8_MAX, compute), None)
     low = np.minimum(_reduced(matrix, np.minimum, format.group), 0)
     high = np.maximum(_reduced(matrix, np.maximum, format.group), 0)
     best, least = None, None
-    for grid in _candidates(low, high, format, smallest, compute):
-        error = _reduced(np.square(grid.values(grid.codes(matrix)) - matrix), np.add, format.group)
+    for grid in _candidates(low, high, format, compute):
+        error = _reduced(np.square(grid.nearest(matrix)[1] - matrix), np.add, format.group)
         if best is None or least is None:
             best, least = grid, error
             continue
         better = error < least
         least = np.where(better, error, least)
-        best = Grid(
+        best = IntegerGrid(
             format,
             np.where(better, grid.scales, best.scales),
             np.where(better, _zeros(grid), _zeros(best)),
@@ -94,24 +138,19 @@ def choose_grid(matrix: Matrix, format: Format, compute: npt.DTypeLike) -> Grid:
 
 
 def _candidates(
-    low: Matrix, high: Matrix, format: Format, smallest: float, compute: npt.DTypeLike
-) -> Iterator[Grid]:
+    low: Matrix, high: Matrix, format: Format, compute: npt.DTypeLike
+) -> Iterator[IntegerGrid]:
     steps = 2**format.bits - 1
     for shrink in _SHRINKS:
-        scales = _stored(shrink * (high - low) / steps, smallest, compute)
+        scales = stored(shrink * (high - low) / steps, compute)
         zeros = np.clip(np.rint(-shrink * low / scales), 0, steps)
-        yield Grid(format, scales, zeros)
+        yield IntegerGrid(format, scales, zeros)
 
 
-def _zeros(grid: Grid) -> Matrix:
+def _zeros(grid: IntegerGrid) -> Matrix:
     if grid.zero_points is None:
         raise ValueError("a grid of a packed format has zero points")
     return grid.zero_points
-
-
-def _stored(scales: Matrix, smallest: float, compute: npt.DTypeLike) -> Matrix:
-    """Return scales as the model's float type will hold them."""
-    return np.maximum(scales, smallest).astype(compute).astype(np.float64)
 
 
 def _reduced(matrix: Matrix, reduction: np.ufunc, group: int | None) -> Matrix:

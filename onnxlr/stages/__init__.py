@@ -1,10 +1,12 @@
 """The steps a weight is replaced by: pure mathematics on numpy arrays."""
 
 from onnxlr.stages.adjustment import Adjustment, Range
-from onnxlr.stages.chain import Chain, Cost, Stage
+from onnxlr.stages.chain import Chain, Stage
 from onnxlr.stages.convolution import Convolution
+from onnxlr.stages.cost import Cost
 from onnxlr.stages.linear import Linear
 from onnxlr.stages.lookup import Lookup
+from onnxlr.stages.scale import Scale
 from onnxlr.stages.stored import Stored
 from onnxlr.stages.sum import Sum
 
@@ -16,6 +18,7 @@ __all__ = [
     "Linear",
     "Lookup",
     "Range",
+    "Scale",
     "Stage",
     "Stored",
     "Sum",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxlr.numbers import Format
+from onnxlr.stages.cost import Cost
+from onnxlr.stages.scale import Scale
 
-__all__ = ["Chain", "Cost", "Stage"]
+__all__ = ["Chain", "Stage"]
 
 Matrix = npt.NDArray[np.float64]
 
@@ -30,6 +34,10 @@ class Stage(Protocol):
     def nbytes(self) -> int:
         """Bytes of the stored numbers."""
 
+    @property
+    def cost(self) -> Cost:
+        """Both, and the arithmetic of one position."""
+
     def dense(self) -> npt.NDArray[np.float64]:
         """Return the weight that the step is, in the layout of a layer's weight."""
 
@@ -39,9 +47,6 @@ class Stage(Protocol):
     def apply(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Return the step's output for `x`."""
 
-    def operations(self, positions: int) -> int:
-        """Return the multiply-adds for that many rows."""
-
     def encoded(
         self, format: Format, compute: npt.DTypeLike, hessian: Matrix | None = None
     ) -> Stage:
@@ -49,15 +54,6 @@ class Stage(Protocol):
 
         `hessian` is the covariance of what the step sees, as `numbers.encode` takes it.
         """
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a chain costs: stored numbers, their bytes, and multiply-adds for one row of input."""
-
-    parameters: int
-    bytes: int
-    operations: int
 
 
 @dataclass(frozen=True)
@@ -73,12 +69,8 @@ class Chain:
 
     @property
     def cost(self) -> Cost:
-        """Parameters, bytes and multiply-adds."""
-        return Cost(
-            parameters=sum(stage.parameters for stage in self.stages),
-            bytes=sum(stage.nbytes for stage in self.stages),
-            operations=sum(stage.operations(1) for stage in self.stages),
-        )
+        """Of all stages together, each for one position of its own."""
+        return reduce(add, (stage.cost for stage in self.stages), Cost())
 
     @property
     def approximation(self) -> npt.NDArray[np.float64]:
@@ -100,7 +92,10 @@ class Chain:
         That is `(*batch, inputs, outputs)`, or `(outputs, inputs/groups, *kernel)`.
         """
         first, *rest = self.stages
-        dense = first.dense()
+        if isinstance(first, Scale) and rest:
+            dense = first.before(rest.pop(0).dense())
+        else:
+            dense = first.dense()
         for stage in rest:
             dense = stage.after(dense)
         return dense

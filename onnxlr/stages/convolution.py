@@ -75,10 +75,6 @@ class Convolution(Stored):
         )
         return np.asarray(result.reshape(x.shape[0], -1, *result.shape[3:]))
 
-    def operations(self, positions: int) -> int:
-        """Return the multiply-adds for that many positions of the output."""
-        return positions * self.parameters
-
     def encoded(
         self,
         format: Format,

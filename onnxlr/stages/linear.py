@@ -32,10 +32,6 @@ class Linear(Stored):
         product: npt.NDArray[np.float64] = np.asarray(x, np.float64) @ self.weight.decode()
         return product
 
-    def operations(self, positions: int) -> int:
-        """Return the multiply-adds for `positions` rows (for each matrix of a batch)."""
-        return positions * self.parameters
-
     def encoded(
         self,
         format: Format,

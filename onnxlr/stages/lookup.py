@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxlr.numbers import Format, encode
+from onnxlr.stages.cost import Cost
 from onnxlr.stages.stored import Stored
 
 __all__ = ["Lookup"]
@@ -23,6 +24,11 @@ class Lookup(Stored):
         """Return the stage of an exact table (kept in float64)."""
         return cls(encode(table, Format("float64"), kernel=True))
 
+    @property
+    def cost(self) -> Cost:
+        """Rows are only taken: no arithmetic."""
+        return Cost(self.parameters, self.nbytes)
+
     def after(self, dense: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Refuse: rows are taken by number, so nothing comes before."""
         raise ValueError(f"a lookup cannot follow a step of shape {dense.shape}")
@@ -31,10 +37,6 @@ class Lookup(Stored):
         """Return the rows of integer indices `x`, shape `(*x.shape, width)`."""
         rows: npt.NDArray[np.float64] = self.weight.decode()[x]
         return rows
-
-    def operations(self, positions: int) -> int:  # noqa: ARG002
-        """Return no multiply-adds."""
-        return 0
 
     def encoded(
         self,

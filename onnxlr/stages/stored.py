@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxlr.numbers import Encoded
+from onnxlr.stages.cost import Cost, cost_of_product
 
 __all__ = ["Stored"]
 
@@ -38,6 +39,11 @@ class Stored:
     def nbytes(self) -> int:
         """Bytes of the numbers in their format."""
         return self.weight.nbytes
+
+    @property
+    def cost(self) -> Cost:
+        """Of one row, or of one place in a convolution's output; all matrices of a batch count."""
+        return cost_of_product(self.weight)
 
     def dense(self) -> npt.NDArray[np.float64]:
         """Return the numbers in float64."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from math import prod
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import numpy.typing as npt
 
 from onnxlr.numbers import Format
 from onnxlr.stages.chain import Chain
+from onnxlr.stages.cost import Cost
 
 __all__ = ["Sum"]
 
@@ -42,12 +46,19 @@ class Sum:
     @property
     def parameters(self) -> int:
         """Stored numbers of all branches."""
-        return sum(branch.cost.parameters for branch in self.branches)
+        return self.cost.parameters
 
     @property
     def nbytes(self) -> int:
         """Bytes of all branches."""
-        return sum(branch.cost.bytes for branch in self.branches)
+        return self.cost.bytes
+
+    @property
+    def cost(self) -> Cost:
+        """Of all branches, and the additions of their results."""
+        *batch, _, outputs = self.shape
+        added = prod(batch) * outputs * (len(self.branches) - 1)
+        return reduce(add, (branch.cost for branch in self.branches), Cost(additions=added))
 
     def dense(self) -> npt.NDArray[np.float64]:
         """Return the weight that the branches are together."""
@@ -72,10 +83,6 @@ class Sum:
         for other in others:
             first = first + other
         return first
-
-    def operations(self, positions: int) -> int:
-        """Return the multiply-adds of all branches for that many rows."""
-        return positions * sum(branch.cost.operations for branch in self.branches)
 
     def encoded(
         self,

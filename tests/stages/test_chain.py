@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxlr.numbers import Format
 from onnxlr.stages import Chain, Convolution, Linear
 from tests.onelayer import distance
 
@@ -70,13 +69,6 @@ def test_kernels_that_share_an_axis_are_refused():
     stages = [Convolution.of(np.ones((2, 2, 3)), 1, (0,)) for _ in range(2)]
     with pytest.raises(ValueError, match="both extend along an axis"):
         Chain(tuple(stages)).reconstruct()
-
-
-def test_cost_counts_numbers_bytes_and_operations():
-    chain = Chain((Linear.of(np.ones((4, 2))), Linear.of(np.ones((2, 5))))).encoded(Format("int8"))
-    assert chain.cost.parameters == 4 * 2 + 2 * 5
-    assert chain.cost.bytes == 4 * 2 + 2 * 5 + 4 * (2 + 5)
-    assert chain.cost.operations == 4 * 2 + 2 * 5
 
 
 def test_stages_that_do_not_fit_are_refused():
