@@ -12,7 +12,7 @@ import onnx
 from onnxlr.errors import OnnxlrWarning, PlanError, UsageError
 from onnxlr.evidence import UNKNOWN, Evidence, Knowledge
 from onnxlr.layers import Layer, Site, read_weight
-from onnxlr.lowering import find_target, lower_layer
+from onnxlr.lowering import carry_functions, find_target, lower_layer
 from onnxlr.methods import Fit, Setting, find_method, fit_as_told
 from onnxlr.methods.adjusting import adjustments
 from onnxlr.model import Model, Splice, splice
@@ -55,6 +55,14 @@ class LayerRecord:
         As in `Proposal`.
     bytes_before, bytes_after
         Of its nodes and tensors in the file.
+    trits_per_weight
+        Numbers −1, 0 and 1 for each entry of the weight; None, as what follows, where the chain has
+        none.
+    nonzeros
+        Of these numbers, those that are not 0.
+    additions, multiplications
+        Of the chain for one row of data, or for one place in the output of each stage of a
+        convolution. They are counts, and no measure of time.
     """
 
     name: str
@@ -69,6 +77,10 @@ class LayerRecord:
     plain_error: float | None = None
     importance_variance: float | None = None
     importance_gain: float | None = None
+    trits_per_weight: float | None = None
+    nonzeros: int | None = None
+    additions: int | None = None
+    multiplications: int | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +157,7 @@ class Rewriting:
             model.proto = onnx.ModelProto()
 
     def _record(self, proposal: Proposal, error: float | None, before: int, after: int) -> None:
-        layer = proposal.layer
+        layer, cost = proposal.layer, proposal.ternary_cost
         self.records.append(
             LayerRecord(
                 layer.name,
@@ -160,6 +172,10 @@ class Rewriting:
                 proposal.plain_error,
                 proposal.importance_variance,
                 proposal.importance_gain,
+                proposal.trits_per_weight,
+                None if cost is None else cost.nonzeros,
+                None if cost is None else cost.additions,
+                None if cost is None else cost.multiplications,
             )
         )
 
@@ -167,6 +183,7 @@ class Rewriting:
         """Change both models; the rewritten one gets the plan into its metadata."""
         splice(self.reference, self._dense)
         splice(self._model, self._change)
+        carry_functions(self._model.proto)
         _record_plan(self._model.proto, plan)
 
 

@@ -13,7 +13,7 @@ from onnxlr.layers import convolution, gather, gemm, matmul
 from onnxlr.layers.examination import Candidate, Skipped
 from onnxlr.layers.layer import Layer, Layout, Site
 from onnxlr.layers.operands import OperandFinder
-from onnxlr.layers.others import LEFT_ALONE
+from onnxlr.layers.others import LEFT_ALONE, is_ternary
 from onnxlr.model import Model
 from onnxlr.model.liveness import Uses
 from onnxlr.model.scopes import Scope, scopes
@@ -80,6 +80,11 @@ class _Search:
     def answers(self) -> Iterator[tuple[onnx.NodeProto, str, Site | Skipped]]:
         """Yield each linear node, what messages call it, and what its family says of it."""
         for index, scope in enumerate(self._scopes):
+            function = scope.graph
+            if isinstance(function, onnx.FunctionProto) and is_ternary(
+                function.domain, function.name
+            ):
+                continue  # what it multiplies by are inputs of its node, which is listed itself
             types = self._model.types if scope.is_main else {}
             for position, node in enumerate(scope.graph.node):
                 label = _label(scope, node)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,15 +35,18 @@ class Bias:
     behind
         A correction that has to be added to the result, as the bias is not constant.
     released
-        The bias that the node had, if another took its place.
+        The bias that the node had, if it is constant: another may take its place.
     moved
         A change of the node behind, which adds a constant anyway.
+    numbers
+        Those of `within`, if they are constant.
     """
 
     within: gs.Tensor | None = None
     behind: gs.Tensor | None = None
     released: list[tuple[int, str]] = field(default_factory=list)
     moved: Splice = field(default_factory=Splice)
+    numbers: npt.NDArray[Any] | None = None
 
 
 def find_bias(nodes: Nodes, site: Site, adjustment: Adjustment, model: Model) -> Bias:
@@ -51,25 +54,36 @@ def find_bias(nodes: Nodes, site: Site, adjustment: Adjustment, model: Model) ->
     is_gemm = site.node.op_type == "Gemm"
     name = str(site.node.input[2]) if _takes_bias(site) and len(site.node.input) > 2 else ""
     if adjustment.correction is None:
-        return Bias(nodes.existing(name) if name else None)
+        return _own(nodes, site, name, model)
     along = site.along_features(np.asarray(adjustment.correction, np.float64))
     behind = along.astype(nodes.dtype)
     beta = float(attribute(site.node, "beta", 1.0)) if is_gemm else 1.0
     if beta == 0:  # the node keeps its beta, which would silence the correction
-        own = nodes.existing(name) if name else None
-        return Bias(own, nodes.new_constant(behind, "correction"))
+        own = _own(nodes, site, name, model)
+        return replace(own, behind=nodes.new_constant(behind, "correction"))
     correction = along.reshape(-1) if site.is_convolution else along
     if not _takes_bias(site):
         moved = _into_next(nodes, site, along, model)
         if moved is not None:
             return Bias(moved=moved)
     if not name:
-        return Bias(nodes.new_constant((correction / beta).astype(nodes.dtype), "correction"))
+        numbers = (correction / beta).astype(nodes.dtype)
+        return Bias(nodes.new_constant(numbers, "correction"), numbers=numbers)
     tensor = _constant(model, site, name)
     if tensor is None:
         return Bias(nodes.existing(name), nodes.new_constant(behind, "correction"))
-    whole = model.read(tensor).astype(np.float64) + correction / beta
-    return Bias(nodes.new_constant(whole.astype(nodes.dtype), "bias"), None, [(0, name)])
+    whole = (model.read(tensor).astype(np.float64) + correction / beta).astype(nodes.dtype)
+    return Bias(nodes.new_constant(whole, "bias"), None, [(0, name)], numbers=whole)
+
+
+def _own(nodes: Nodes, site: Site, name: str, model: Model) -> Bias:
+    """Return the bias of that name that a node has, or none."""
+    if not name:
+        return Bias()
+    tensor = _constant(model, site, name)
+    if tensor is None:
+        return Bias(nodes.existing(name))
+    return Bias(nodes.existing(name), released=[(0, name)], numbers=model.read(tensor))
 
 
 def _into_next(

@@ -26,8 +26,11 @@ class Context:
         Float type of the data and of the weight that is replaced.
     activations
         One of `ACTIVATIONS`.
+    ir_version
+        Version of the model's file format.
     """
 
     opset: int
     dtype: np.dtype[Any]
     activations: str = "float"
+    ir_version: int = 8

@@ -6,7 +6,8 @@ no such arithmetic on the CPU, and would not fold it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["decode_rows", "decode_weight", "pack", "unpack"]
 
 Array = npt.NDArray[Any]
+
+_TERNARY_ZERO = np.array(1, np.uint8)
+"""The code that stands for 0 in all terms."""
 
 
 def pack(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
@@ -62,21 +66,38 @@ def unpack(write: Arithmetic, packed: gs.Tensor, bits: int, dims: Sequence[Dim])
 
 def decode_weight(write: Arithmetic) -> gs.Tensor:
     """Return the place's weight as its operator takes it, in the layer's float type."""
-    place = write.place
+    place, dtype = write.place, write.nodes.dtype
     weight = place.stage.weight
     if weight.scales is None:
-        return write.cast(_stored(write, weight, place.arrange(weight.codes)), write.nodes.dtype)
+        return write.cast(_stored(write, weight, place.arrange(weight.codes)), dtype)
+    if not weight.format.is_ternary:
+        return _number(write, weight, weight.zero_points, dtype)
+    terms = weight.terms("int2")
+    inner = dtype if len(terms) == 1 else _inner(dtype)
+    total, *others = (_number(write, term, _TERNARY_ZERO, inner) for term in terms)
+    for other in others:
+        total = write.combine("Add", total, other)
+    return write.cast(total, dtype)
+
+
+def _number(
+    write: Arithmetic, weight: Encoded, zeros: Array | None, dtype: np.dtype[Any]
+) -> gs.Tensor:
+    """Return what integers stand for, arranged as the place's operator takes them."""
+    place, codes, scales = write.place, weight.codes, weight.scales
+    if scales is None:
+        raise ValueError("integer codes without scales")
+    decoded = partial(_decoded, write, weight, dtype=dtype)
     if isinstance(place.stage, Linear):
-        arranged = [place.arrange(array) for array in _arrays(weight)]
-        inputs = weight.codes.ndim - (1 if place.flip else 2)
-        grouped = arranged[1].shape[inputs] > 1
-        return _decoded(write, weight, *arranged, axis=inputs if grouped else None)
-    codes, *others = _arrays(weight)
-    if weight.scales.shape[1] == 1 and not (place.spreads and place.groups > 1):
-        columns = (place.arrange_scales(array) for array in others)
-        return _decoded(write, weight, place.arrange(codes), *columns, axis=None)
-    axis = 1 if weight.scales.shape[1] > 1 else None
-    flat = _decoded(write, weight, codes.reshape(len(codes), -1), *others, axis=axis)
+        inputs = codes.ndim - (1 if place.flip else 2)
+        grouped = scales.shape[-2] > 1
+        arranged = _each(place.arrange, scales, zeros)
+        return decoded(place.arrange(codes), *arranged, axis=inputs if grouped else None)
+    if scales.shape[1] == 1 and not (place.spreads and place.groups > 1):
+        columns = _each(place.arrange_scales, scales, zeros)
+        return decoded(place.arrange(codes), *columns, axis=None)
+    axis = 1 if scales.shape[1] > 1 else None
+    flat = decoded(codes.reshape(len(codes), -1), scales, zeros, axis=axis)
     kernel = write.reshape(flat, codes.shape)
     return _exchanged(write, kernel) if place.spreads else kernel
 
@@ -103,13 +124,19 @@ def decode_rows(
         zeros = unpack(write, zeros, kept.bits, scales.shape)
     last = len(codes.shape) - 1
     axis = last if len(scales.shape) > len(codes.shape) else None
-    return _scaled(write, codes, scales, zeros, axis, write.place.output)
+    return _scaled(write, codes, scales, zeros, axis, write.nodes.dtype, write.place.output)
 
 
-def _arrays(weight: Encoded) -> list[Array]:
-    """Return codes, scales, and zero points if there are any."""
-    found = (weight.codes, weight.scales, weight.zero_points)
-    return [array for array in found if array is not None]
+def _inner(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the type that numbers of a type are computed in."""
+    return dtype if dtype == np.float64 else np.dtype(np.float32)
+
+
+def _each(
+    arrange: Callable[[Array], Array], scales: Array, zeros: Array | None
+) -> tuple[Array, Array | None]:
+    """Arrange scales, and zero points that are as many."""
+    return arrange(scales), arrange(zeros) if zeros is not None and zeros.ndim else zeros
 
 
 def _decoded(
@@ -117,16 +144,22 @@ def _decoded(
     weight: Encoded,
     codes: Array,
     scales: Array,
-    zeros: Array | None = None,
+    zeros: Array | None,
     *,
     axis: int | None,
+    dtype: np.dtype[Any],
 ) -> gs.Tensor:
+    """Return numbers of a type; `zeros` without axes holds for all of them."""
+    points = None
+    if zeros is not None and not zeros.ndim:
+        points = write.constant(zeros, np.float32, "zero_point")
     if axis is not None:  # room for what repeats them
         scales = np.expand_dims(scales, axis + 1)
-        zeros = None if zeros is None else np.expand_dims(zeros, axis + 1)
+    if zeros is not None and zeros.ndim:
+        room = zeros if axis is None else np.expand_dims(zeros, axis + 1)
+        points = _stored(write, weight, room, "zero_points")
     kept = write.constant(scales, write.nodes.dtype, "scales")
-    points = None if zeros is None else _stored(write, weight, zeros, "zero_points")
-    return _scaled(write, _stored(write, weight, codes), kept, points, axis)
+    return _scaled(write, _stored(write, weight, codes), kept, points, axis, dtype)
 
 
 def _stored(write: Arithmetic, weight: Encoded, codes: Array, hint: str = "codes") -> gs.Tensor:
@@ -144,13 +177,14 @@ def _scaled(
     scales: gs.Tensor,
     zeros: gs.Tensor | None,
     axis: int | None,
+    dtype: np.dtype[Any],
     output: str | None = None,
 ) -> gs.Tensor:
     """Return `(codes − zeros) · scales`, with groups of codes along `axis`; None for no groups."""
-    dtype = write.nodes.dtype
-    inner = dtype if dtype == np.float64 else np.dtype(np.float32)
+    inner = _inner(dtype)
     if zeros is not None:
-        codes = write.combine("Sub", codes, _expanded(write, zeros, codes.shape, axis))
+        points = _expanded(write, zeros, codes.shape, axis) if zeros.shape else zeros
+        codes = write.combine("Sub", codes, points)
     numbers = write.cast(codes, inner)
     factors = _expanded(write, write.cast(scales, inner), codes.shape, axis)
     if inner == dtype:

@@ -33,8 +33,6 @@ CONTRIB_DOMAIN = "com.microsoft"
 """Domain of the operators that only ONNX Runtime has."""
 
 _LEVELS = {"float": 1, "dynamic_int8": 4}
-_INT8_ZERO = 128
-"""The operator's codes are unsigned, and this is what stands for 0 if it is not told otherwise."""
 
 
 class MatMulNBits:
@@ -89,7 +87,8 @@ class MatMulNBits:
 def _packed(weight: Encoded, dtype: npt.DTypeLike) -> list[tuple[str, npt.NDArray[Any]]]:
     """Return the operator's constants: codes `(outputs, groups, bytes)`, scales, and zero points.
 
-    A short last group is filled with codes that stand for 0.
+    A short last group is filled with codes that stand for 0. The operator's codes are unsigned:
+    without zero points, the middle of their range stands for 0.
     """
     if weight.scales is None or weight.format.group is None:
         raise ValueError("no groups")
@@ -97,8 +96,9 @@ def _packed(weight: Encoded, dtype: npt.DTypeLike) -> list[tuple[str, npt.NDArra
     group, bits = weight.format.group, weight.format.bits
     missing = -inputs % group
     if weight.zero_points is None:
-        codes = (weight.codes.astype(np.int16) + _INT8_ZERO).astype(np.uint8)
-        filling = np.full((missing, outputs), _INT8_ZERO, np.uint8)
+        middle = 1 << (bits - 1)
+        codes = (weight.codes.astype(np.int16) + middle).astype(np.uint8)
+        filling = np.full((missing, outputs), middle, np.uint8)
     else:
         codes = weight.codes
         filling = np.repeat(weight.zero_points[-1:], missing, axis=0)

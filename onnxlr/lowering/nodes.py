@@ -15,9 +15,10 @@ import onnx_graphsurgeon as gs
 from onnxlr.model.tensors import make_tensor
 
 if TYPE_CHECKING:
-    from onnxlr.lowering.place import Place
+    from onnxlr.lowering.position import Position
     from onnxlr.model.names import Names
     from onnxlr.model.shapes import Dim
+    from onnxlr.stages import Stored
 
 __all__ = ["Exported", "Nodes"]
 
@@ -61,6 +62,8 @@ class Nodes:
         The layer's float type.
     operands
         What `shared_operand` has written.
+    terms
+        Stages of the terms of ternary stages.
     domains
         Domains of the nodes' operators beside the standard one.
     """
@@ -77,12 +80,13 @@ class Nodes:
         self.dtype = dtype
         self.domains: set[str] = set()
         self.operands: dict[tuple[int, int, bool], tuple[bool, gs.Tensor]] = {}
+        self.terms: dict[tuple[int, str], tuple[Stored, ...]] = {}
 
     def begin_site(self) -> None:
         """Start the nodes of the next site."""
         self._sites.append(len(self._graph.nodes))
 
-    def constant(self, values: npt.NDArray[Any], place: Place, hint: str) -> gs.Constant:
+    def constant(self, values: npt.NDArray[Any], place: Position, hint: str) -> gs.Constant:
         """Return the initializer of a stage's values, a new one for the first that asks."""
         held = np.asarray(values, order="C")
         digest = blake2b(held.tobytes()).digest()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from onnxlr.lowering.nodes import Nodes
     from onnxlr.lowering.place import Place
+    from onnxlr.lowering.position import Position
     from onnxlr.model.shapes import Dim
 
 __all__ = ["Product", "dims_of", "multiply_rows", "refuses_rows"]
@@ -43,7 +44,7 @@ def multiply_rows(nodes: Nodes, x: gs.Tensor, place: Place, product: Product) ->
     return place.finish(nodes, _turned(nodes, turned, _exchanged(dims), name))
 
 
-def dims_of(x: gs.Tensor, place: Place) -> Sequence[Dim] | None:
+def dims_of(x: gs.Tensor, place: Position) -> Sequence[Dim] | None:
     """Return the dimensions of a place's data, None if its rank is not known."""
     if x.shape is not None:
         return list(x.shape)

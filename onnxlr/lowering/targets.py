@@ -15,6 +15,10 @@ from onnxlr.lowering.gather_rows import GatherRows
 from onnxlr.lowering.matmul_nbits import MatMulNBits
 from onnxlr.lowering.packed_weights import PackedWeights
 from onnxlr.lowering.static_int8 import StaticInt8
+from onnxlr.lowering.ternary_conv import TernaryConvLowering
+from onnxlr.lowering.ternary_matmul import TernaryMatMulLowering
+from onnxlr.lowering.ternary_terms import TernaryTerms, in_blocks
+from onnxlr.stages import Lookup
 
 if TYPE_CHECKING:
     from onnxlr.lowering.context import Context
@@ -36,17 +40,22 @@ class Target:
     ----------
     name
         `onnx`: standard operators only, any runtime. `ort`: those of ONNX Runtime as well.
+        `onnxlr`: those of the op library, which the model carries as functions, too.
     lowerings
-        In order of preference.
+        Of all numbers but ternary ones, in order of preference.
+    ternary
+        Of ternary numbers, in order of preference.
     """
 
     name: str
     lowerings: tuple[Lowering, ...]
+    ternary: tuple[Lowering, ...]
 
     def choose(self, context: Context, place: Place) -> Lowering:
         """Return the first lowering that accepts; raises LoweringRefusedError if none does."""
         reasons = []
-        for lowering in self.lowerings:
+        is_ternary = place.stage.weight.format.is_ternary
+        for lowering in self.ternary if is_ternary else self.lowerings:
             reason = lowering.refuses(context, place)
             if reason is None:
                 return lowering
@@ -54,8 +63,17 @@ class Target:
                 reasons.append(f"{lowering.name}: {reason}")
         raise LoweringRefusedError(
             f"target {self.name} cannot write {place.stage.weight.format} numbers with "
-            f"{context.activations} data here ({'; '.join(reasons)})"
+            f"{context.activations} data here ({'; '.join(reasons)}){_advice(context, place)}"
         )
+
+
+def _advice(context: Context, place: Place) -> str:
+    """Return what to do where ternary numbers cannot be written."""
+    if not place.stage.weight.format.is_ternary:
+        return ""
+    if isinstance(place.stage, Lookup):
+        return "; tables can be int8, int4 or int2"
+    return "; they can be with float data" if context.activations != "float" else ""
 
 
 _STANDARD: tuple[Lowering, ...] = (
@@ -67,11 +85,31 @@ _STANDARD: tuple[Lowering, ...] = (
     DequantizeLinear(),
     GatherRows(),
 )
-_ONLY_ORT: tuple[Lowering, ...] = (MatMulNBits("float"), MatMulNBits("dynamic_int8"))
+_TERNARY: tuple[Lowering, ...] = (
+    PackedWeights(),
+    TernaryTerms(DynamicInt8(), "int8"),
+    TernaryTerms(StaticInt8(), "int8"),
+    TernaryTerms(DequantizeLinear(), "int2"),
+    TernaryTerms(DequantizeLinear(), "int8"),
+)
+_ORT: tuple[Lowering, ...] = (MatMulNBits("float"), MatMulNBits("dynamic_int8"), *_STANDARD)
+_ORT_TERNARY: tuple[Lowering, ...] = (
+    TernaryTerms(MatMulNBits("dynamic_int8"), "int2", in_blocks),
+    *_TERNARY,
+)
+_OPERATORS: tuple[Lowering, ...] = tuple(
+    lowering(activations)
+    for lowering in (TernaryMatMulLowering, TernaryConvLowering)
+    for activations in ("float", "dynamic_int8")
+)
 
 TARGETS: dict[str, Target] = {
     target.name: target
-    for target in (Target("onnx", _STANDARD), Target("ort", (*_ONLY_ORT, *_STANDARD)))
+    for target in (
+        Target("onnx", _STANDARD, _TERNARY),
+        Target("ort", _ORT, _ORT_TERNARY),
+        Target("onnxlr", _ORT, (*_OPERATORS, *_ORT_TERNARY)),
+    )
 }
 """All targets by name."""
 

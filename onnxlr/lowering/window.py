@@ -27,7 +27,7 @@ def window_attributes(node: onnx.NodeProto, stage: Convolution) -> dict[str, Any
     UsageError
         If the node states the shape of its output, and the stage moves along some axes only.
     """
-    axes = stage.weight.codes.ndim - 2
+    axes = len(stage.weight.shape) - 2
     mine = [axis in stage.window for axis in range(axes)]
     found: dict[str, Any] = {}
     for attribute in node.attribute:
