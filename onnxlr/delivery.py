@@ -23,7 +23,7 @@ from onnxlr.plan import Plan
 from onnxlr.planning import Making, take_plan
 from onnxlr.progress import Progress
 from onnxlr.rewriting import METADATA_KEY, LayerRecord, Rewriting
-from onnxlr.verification import Report, Subject, Tolerance, prove
+from onnxlr.verification import Report, Subject, TernaryNodes, Tolerance, prove
 
 __all__ = ["Conditions", "Delivery", "RewriteResult", "verify_files"]
 
@@ -110,7 +110,9 @@ class Delivery:
         with staging(self.output) as folder:
             write_model(self.source, folder, self.output.name)
             after = sum(file.stat().st_size for file in folder.iterdir())
-            report = _prove(rewriting, self.reopen(), folder / self.output.name, conditions)
+            ternary = TernaryNodes.of(self.source.proto)
+            staged = folder / self.output.name
+            report = _prove(rewriting, self.reopen(), staged, ternary, conditions)
             written = self.output if report.passed or keep else None
             result = RewriteResult(written, plan, tuple(rewriting.records), report, before, after)
             if written is None:
@@ -134,7 +136,11 @@ class Delivery:
 
 
 def _prove(
-    rewriting: Rewriting, original: Model, rewritten: Path, conditions: Conditions
+    rewriting: Rewriting,
+    original: Model,
+    rewritten: Path,
+    ternary: TernaryNodes,
+    conditions: Conditions,
 ) -> Report:
     """Prove what a rewriting made; the reference model exists only meanwhile."""
     with tempfile.TemporaryDirectory(prefix="onnxlr-reference-") as name:
@@ -150,6 +156,7 @@ def _prove(
                 pieces=rewriting.pieces,
                 dtypes=rewriting.dtypes,
                 int8_data=rewriting.int8_data,
+                ternary=ternary,
             )
         )
 
@@ -165,6 +172,7 @@ def verify_files(
     other = open_model(rewritten)
     _check_interface(original, other)
     plan = _plan_of(other, original)
+    ternary = TernaryNodes.of(other.proto)
     missing = "it holds no plan for it" if plan is None else _lacks(plan, sources)
     if plan is not None and missing is None:
         rewriting = Rewriting(original, reopen(), plan.target)
@@ -176,10 +184,12 @@ def verify_files(
             for proposal in making.proposals:
                 rewriting.add(proposal)
         rewriting.finish(plan)
-        return _prove(rewriting, reopen(), rewritten, conditions)
+        return _prove(rewriting, reopen(), rewritten, ternary, conditions)
     with tempfile.TemporaryDirectory(prefix="onnxlr-original-") as name:
         file = original.path or _stored(original, Path(name))
-        return conditions.prove(Subject(original, file, rewritten, None, missing=missing or ""))
+        return conditions.prove(
+            Subject(original, file, rewritten, None, missing=missing or "", ternary=ternary)
+        )
 
 
 def _lacks(plan: Plan, sources: Sources) -> str | None:

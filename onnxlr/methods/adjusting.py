@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxlr.methods.matricisation import KernelForm
-from onnxlr.stages import Adjustment, Chain, Convolution, Linear, Range, Stage
+from onnxlr.stages import Adjustment, Chain, Convolution, Linear, Range, Scale, Stage
 from onnxlr.statistics import Moments
 
 __all__ = ["adjustments"]
@@ -54,22 +54,47 @@ def _ranges(chain: Chain, moments: Moments, site: int) -> tuple[Range, ...] | No
     mean = moments.means[site]
     # That of all sites: at this one, squares are at most as large as if the others' were zero.
     covariance = moments.covariance * (moments.count / moments.counts[site])
+    low, high, output_low, output_high = map(float, ends)
     between: list[Range] = []
-    for position, stage in enumerate(chain.stages[:-1]):
+    stages, first = chain.stages, chain.stages[0]
+    if isinstance(first, Scale) and len(stages) > 1:
+        mean, covariance, scaled = _behind_scale(first, mean, covariance, (low, high))
+        stages = stages[1:]
+        between.append(scaled)
+    for position, stage in enumerate(stages[:-1]):
         matrices = stage.dense()[None] if isinstance(stage, Linear) else None
-        if isinstance(stage, Convolution) and position == 0 and len(chain.stages) == 2:
-            form = _form(stage, chain.stages[1])
+        if isinstance(stage, Convolution) and position == 0 and len(stages) == 2:
+            form = _form(stage, stages[1])
             mean, covariance = form.seen_by_first(mean, covariance)
             matrices = form.left_of(stage)
         if matrices is None or matrices.ndim > 3:
             return None
         mean = np.einsum("gi,gir->gr", mean, matrices)
         covariance = matrices.swapaxes(1, 2) @ covariance @ matrices
-        squares = np.diagonal(covariance, axis1=1, axis2=2)
-        spread = _DEVIATIONS * np.sqrt(np.maximum(squares - np.square(mean), 0.0))
+        spread = _spread(mean, covariance)
         between.append((float((mean - spread).min()), float((mean + spread).max())))
-    low, high, output_low, output_high = map(float, ends)
     return ((low, high), *between, (output_low, output_high))
+
+
+def _spread(mean: Matrix, covariance: Matrix) -> Matrix:
+    squares = np.diagonal(covariance, axis1=1, axis2=2)
+    return np.asarray(_DEVIATIONS * np.sqrt(np.maximum(squares - np.square(mean), 0.0)))
+
+
+def _behind_scale(
+    stage: Scale, mean: Matrix, covariance: Matrix, seen: Range
+) -> tuple[Matrix, Matrix, Range]:
+    """Return the moments of scaled inputs and their range, never beyond what was seen times factor.
+
+    A convolution's inputs are patches, channel by channel; each channel has a factor.
+    """
+    factors = stage.factors.astype(np.float64).reshape(len(mean), -1)
+    factors = np.repeat(factors, mean.shape[1] // factors.shape[1], axis=1)
+    mean, covariance = mean * factors, covariance * factors[:, :, None] * factors[:, None, :]
+    spread = _spread(mean, covariance)
+    ends = np.sort(np.multiply.outer(seen, factors), axis=0)
+    low, high = np.maximum(mean - spread, ends[0]), np.minimum(mean + spread, ends[1])
+    return mean, covariance, (float(low.min()), float(high.max()))
 
 
 def _form(first: Convolution, second: Stage) -> KernelForm:

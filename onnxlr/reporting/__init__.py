@@ -1,15 +1,15 @@
 """Results for people (tables) and for machines (JSON)."""
 
+from onnxlr.reporting.cells import shown
 from onnxlr.reporting.documents import error_document, summarise_statistics, to_document
 from onnxlr.reporting.library import print_ops
+from onnxlr.reporting.proofs import print_report
 from onnxlr.reporting.streams import Stream, tolerate_encodings
 from onnxlr.reporting.tables import (
     print_inspection,
     print_plan,
-    print_report,
     print_rewrite,
     print_statistics,
-    shown,
 )
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from onnxlr.reporting.tables import shown
+from onnxlr.reporting.cells import shown
 from onnxlr.runtime import OpsDescription
 
 __all__ = ["print_ops"]

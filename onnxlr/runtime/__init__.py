@@ -1,6 +1,6 @@
 """ONNX Runtime sessions: running a model file on inputs, in a process of its own."""
 
-from onnxlr.runtime.execution import ExecutionError, open_runner, run_model
+from onnxlr.runtime.execution import ExecutionError, open_runner, run_model, store_runs
 from onnxlr.runtime.jobs import LEVELS, Job, Outcome, run_job, run_task
 from onnxlr.runtime.library import OpsDescription, describe_ops, get_library_path, register_ops
 from onnxlr.runtime.sessions import session
@@ -22,4 +22,5 @@ __all__ = [
     "run_task",
     "session",
     "store_arrays",
+    "store_runs",
 ]

@@ -14,10 +14,19 @@ import onnxruntime as ort
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxlr.runtime.sessions import open_session
+from onnxlr.runtime.sessions import offer_kernels, open_session
 from onnxlr.runtime.storage import read_arrays, store_arrays
 
-__all__ = ["LEVELS", "Edit", "ExecutionError", "Runner", "execute", "open_runner", "run_model"]
+__all__ = [
+    "LEVELS",
+    "Edit",
+    "ExecutionError",
+    "Runner",
+    "execute",
+    "open_runner",
+    "run_model",
+    "store_runs",
+]
 
 LEVELS = ("all", "none")
 """Graph optimisation as ONNX Runtime does it by default, and none."""
@@ -37,19 +46,28 @@ Edit = Callable[[onnx.ModelProto], None]
 
 
 class Runner(Protocol):
-    """A loaded model: the runtime's name, the outputs' names, and `run`."""
+    """A loaded model: the runtime's name, the outputs' names, and `run`.
+
+    `no_kernels` says why onnxlr's operators run as functions, None where they run in kernels.
+    """
 
     name: str
     outputs: list[str]
+    no_kernels: str | None
 
     def run(self, feeds: dict[str, npt.NDArray[Any]], names: Sequence[str] | None) -> list[Any]:
         """Return the outputs of those names, all of them for None."""
 
 
 def execute(
-    model: str, feeds: Sequence[str], results: str, levels: Sequence[str], taps: Sequence[str]
+    model: str,
+    feeds: Sequence[str],
+    results: str,
+    levels: Sequence[str],
+    taps: Sequence[str],
+    kernels: bool,
 ) -> dict[str, Any]:
-    """Run a model as `Job` says; return the runtime's name and the names of what is stored.
+    """Run a model as `Job` says; return what `Outcome` has.
 
     Raises
     ------
@@ -58,19 +76,32 @@ def execute(
     """
     runner: Runner | None = None
     for level in levels:
-        runner = open_runner(model, level, partial(_add_outputs, taps=taps) if taps else None)
-        folder = Path(results, level)
-        folder.mkdir(parents=True, exist_ok=True)
-        for position, file in enumerate(feeds):
-            outputs = run_model(runner, read_arrays(Path(file)))
-            store_arrays(folder / f"{position:06}.npz", _as_arrays(outputs))
+        edit = partial(_add_outputs, taps=taps) if taps else None
+        runner = open_runner(model, level, edit, kernels)
+        store_runs(runner, feeds, Path(results, level))
     if runner is None:
         raise ExecutionError("no level of optimisation was asked for")
-    return {"runtime": runner.name, "outputs": runner.outputs}
+    return {"runtime": runner.name, "outputs": runner.outputs, "no_kernels": runner.no_kernels}
 
 
-def open_runner(model: str, level: str, edit: Edit | None = None) -> Runner:
+def store_runs(runner: Runner, feeds: Sequence[str], folder: Path) -> None:
+    """Run a loaded model on files of inputs and store its outputs, `<position of the feed>.npz`.
+
+    Raises
+    ------
+    ExecutionError
+        If the model cannot be run on one of them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for position, file in enumerate(feeds):
+        outputs = run_model(runner, read_arrays(Path(file)))
+        store_arrays(folder / f"{position:06}.npz", _as_arrays(outputs))
+
+
+def open_runner(model: str, level: str, edit: Edit | None = None, kernels: bool = True) -> Runner:
     """Load a model file in ONNX Runtime, or the reference evaluator where kernels are missing.
+
+    `kernels` is False to leave the op library out, so that onnxlr's operators run as functions.
 
     Raises
     ------
@@ -78,7 +109,7 @@ def open_runner(model: str, level: str, edit: Edit | None = None) -> Runner:
         If it cannot be loaded.
     """
     try:
-        return _OrtRunner(model, level, edit)
+        return _OrtRunner(model, level, edit, kernels)
     except Exception as error:  # noqa: BLE001  (its exceptions share no base class)
         if not _lacks_kernel(error):
             raise ExecutionError(
@@ -121,7 +152,7 @@ def _line(error: Exception) -> str:
 
 
 class _OrtRunner:
-    def __init__(self, model: str, level: str, edit: Edit | None) -> None:
+    def __init__(self, model: str, level: str, edit: Edit | None, kernels: bool) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = _ORT_LEVELS[level]
         options.log_severity_level = 4
@@ -135,7 +166,11 @@ class _OrtRunner:
             edit(proto)
             source = proto.SerializeToString()
         place = Path(model).absolute().parent if edit else None
-        self._session = open_session(source, options, place, providers=["CPUExecutionProvider"])
+        problem = offer_kernels(options, kernels)
+        self.no_kernels = None if problem is None else str(problem)
+        self._session = open_session(
+            source, options, problem, place, providers=["CPUExecutionProvider"]
+        )
         values = (*self._session.get_inputs(), *self._session.get_outputs())
         if any("bfloat16" in value.type for value in values):
             raise NotImplementedError("NOT_IMPLEMENTED: it passes no bfloat16 to or from Python")
@@ -160,6 +195,7 @@ class _ReferenceRunner:
         }
         self.outputs = list(self._evaluator.output_names)
         self.name = f"ONNX's reference evaluator {onnx.__version__}"
+        self.no_kernels: str | None = f"{self.name} has none of them"
 
     def run(self, feeds: dict[str, npt.NDArray[Any]], names: Sequence[str] | None) -> list[Any]:
         typed = {name: self._typed(name, array) for name, array in feeds.items()}

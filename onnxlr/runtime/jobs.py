@@ -64,6 +64,9 @@ class Job:
         Levels of graph optimisation to run at, among `LEVELS`.
     taps
         Names of further tensors of the main graph to store, behind the outputs.
+    kernels
+        Whether onnxlr's operators run in the op library's kernels, where there is one; False for
+        the model's own functions.
     """
 
     model: str
@@ -71,15 +74,28 @@ class Job:
     results: str
     levels: Sequence[str] = LEVELS
     taps: Sequence[str] = ()
+    kernels: bool = True
     function: ClassVar[str] = "onnxlr.runtime.execution:execute"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What ran: the runtime and its version, and the names of the stored tensors in order."""
+    """What ran.
+
+    Attributes
+    ----------
+    runtime
+        The runtime and its version.
+    outputs
+        Names of the stored tensors in order.
+    no_kernels
+        Why onnxlr's operators, if the model has some, ran as functions; None where they ran in the
+        op library's kernels.
+    """
 
     runtime: str
     outputs: tuple[str, ...]
+    no_kernels: str | None = None
 
 
 def run_job(job: Job, name: str, isolate: bool = True) -> Outcome:
@@ -96,7 +112,7 @@ def run_job(job: Job, name: str, isolate: bool = True) -> Outcome:
         If the runtime cannot load or run the model, or dies.
     """
     values = run_task(job, name, isolate)
-    return Outcome(values["runtime"], tuple(values["outputs"]))
+    return Outcome(values["runtime"], tuple(values["outputs"]), values.get("no_kernels"))
 
 
 def run_task(task: Task, name: str, isolate: bool = True) -> dict[str, Any]:

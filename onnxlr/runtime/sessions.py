@@ -16,7 +16,7 @@ from onnxlr.errors import LibraryError, LibraryMissingError, ModelError, UsageEr
 from onnxlr.operators.schema import DOMAIN
 from onnxlr.runtime.library import LIBRARY_VARIABLE, get_library_path, register_ops
 
-__all__ = ["open_session", "session"]
+__all__ = ["offer_kernels", "open_session", "session"]
 
 _logger = logging.getLogger("onnxlr")
 _LARGEST_PROTO = 2**31 - 1
@@ -61,15 +61,30 @@ def session(
         library is too old for the model.
     """
     options = ort.SessionOptions() if options is None else options
-    return open_session(_source_of(model), options, None, providers=providers, **arguments)
+    source, problem = _source_of(model), offer_kernels(options)
+    return open_session(source, options, problem, None, providers=providers, **arguments)
 
 
 def open_session(
-    source: str | bytes, options: ort.SessionOptions, folder: Path | None, **arguments: Any
+    source: str | bytes,
+    options: ort.SessionOptions,
+    problem: LibraryError | None,
+    folder: Path | None,
+    **arguments: Any,
 ) -> ort.InferenceSession:
-    """Return a session that is made while `folder` is the current one; None leaves that alone.
+    """Return a session of options that `offer_kernels` has seen.
 
-    It is where ONNX Runtime before 1.20 looks for the external data of a model in memory.
+    Parameters
+    ----------
+    source
+        A file, or the bytes of one.
+    options
+        Session options.
+    problem
+        What `offer_kernels` returned.
+    folder
+        The current folder while the session is made; None leaves that alone. It is where ONNX
+        Runtime before 1.20 looks for the external data of a model in memory.
 
     Raises
     ------
@@ -77,7 +92,6 @@ def open_session(
         If the model has onnxlr's operators without functions, and there is no library; if the
         library is too old for the model.
     """
-    problem = _register(options)
     try:
         with nullcontext() if folder is None else _inside(folder):
             return ort.InferenceSession(source, options, **arguments)
@@ -134,9 +148,14 @@ def _explained(
     return None
 
 
-def _register(options: ort.SessionOptions) -> LibraryError | None:
-    """Register the library and return None; where that fails, log and return why."""
+def offer_kernels(options: ort.SessionOptions, wanted: bool = True) -> LibraryError | None:
+    """Register the library and return None; where there are no kernels, log and return why.
+
+    `wanted` is False to leave the library out, so that operators run as functions.
+    """
     try:
+        if not wanted:
+            raise LibraryMissingError("the op library is left out of this run")
         register_ops(options)
     except LibraryError as error:
         expected = isinstance(error, LibraryMissingError)

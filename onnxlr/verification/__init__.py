@@ -3,6 +3,7 @@
 from onnxlr.verification.comparison import Comparison
 from onnxlr.verification.proof import Subject, prove
 from onnxlr.verification.report import Check, Drift, Report
+from onnxlr.verification.ternary import TernaryNodes
 from onnxlr.verification.tolerance import DEFAULT_TOLERANCE, Tolerance
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Drift",
     "Report",
     "Subject",
+    "TernaryNodes",
     "Tolerance",
     "prove",
 ]

@@ -8,14 +8,14 @@ from math import inf
 import onnx
 
 from onnxlr.runtime import LEVELS
-from onnxlr.verification.comparison import compare
+from onnxlr.verification.comparison import Comparison, compare
 from onnxlr.verification.cutting import cut_out, declare_inputs
 from onnxlr.verification.report import Check
 from onnxlr.verification.runs import Runs
 from onnxlr.verification.subject import Subject, faults, rewritten_name
 from onnxlr.verification.tolerance import Tolerance
 
-__all__ = ["INT8_DATA_LIMIT", "inside_others", "local_emission"]
+__all__ = ["INT8_DATA_LIMIT", "check_locally", "inside_others", "local_emission"]
 
 INT8_DATA_LIMIT = 0.5
 """Relative L2 distance allowed to a single layer whose data may be rounded to int8. What rounding
@@ -63,10 +63,17 @@ def local_emission(run: Runs, subject: Subject, feeds: Sequence[str]) -> list[Ch
             )
             for position, piece in enumerate(pieces)
         ]
-        failures = faults(comparisons)
-        sound = [comparison for comparison in comparisons if not comparison.fault]
-        failures += Tolerance.parse(f"relative_l2<={INT8_DATA_LIMIT:g}").failures(sound)
-        worst = sorted(comparisons, key=lambda c: -inf if c.fault else -c.relative_l2)
-        text = f"relative_l2<={INT8_DATA_LIMIT:g} of each layer"
-        checks.append(Check("emission", level, text, tuple(worst[:_LOCAL_SHOWN]), tuple(failures)))
+        checks.append(check_locally("emission", level, comparisons, INT8_DATA_LIMIT, "layer"))
     return checks
+
+
+def check_locally(
+    proof: str, level: str, comparisons: Sequence[Comparison], limit: float, what: str
+) -> Check:
+    """Return the check that each of `what` is within a relative L2 distance, worst first."""
+    failures = faults(comparisons)
+    sound = [comparison for comparison in comparisons if not comparison.fault]
+    failures += Tolerance.parse(f"relative_l2<={limit:g}").failures(sound)
+    worst = sorted(comparisons, key=lambda c: -inf if c.fault else -c.relative_l2)
+    text = f"relative_l2<={limit:g} of each {what}"
+    return Check(proof, level, text, tuple(worst[:_LOCAL_SHOWN]), tuple(failures))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from math import inf, isnan, nan
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from onnxlr.calibration import DataSource, label_of, load_feeds, random_feeds, s
 from onnxlr.errors import DataError, RuntimeFailureError
 from onnxlr.progress import Progress, silent
 from onnxlr.runtime import LEVELS, Outcome
+from onnxlr.verification.equivalence import equivalence
 from onnxlr.verification.local import inside_others, local_emission
 from onnxlr.verification.report import Check, Drift, Report
 from onnxlr.verification.runs import Runs
 from onnxlr.verification.subject import Subject, faults, rewritten_name
 from onnxlr.verification.tolerance import Tolerance
+from onnxlr.verification.ways import FUNCTIONS, Way, Ways, run_rewritten
 
 __all__ = ["EMISSION_LIMITS", "Subject", "prove"]
 
@@ -45,6 +48,9 @@ def prove(
 ) -> Report:
     """Run the models one after the other on the same inputs, with graph optimisation on and off.
 
+    A rewritten model with ternary operators runs twice where the op library is installed: by its
+    kernels, and by the functions of standard operators that the model carries.
+
     Raises
     ------
     DataError
@@ -56,23 +62,24 @@ def prove(
     """
     tolerance.check_outputs([value.name for value in subject.original.proto.graph.output])
     with _workplace() as folder:
-        run = Runs(folder, isolate, progress, 2 + (subject.reference_file is not None))
+        total = 2 + (subject.reference_file is not None) + bool(subject.ternary)
+        run = Runs(folder, isolate, progress, total)
         description, feeds, outcome = _run_original(run, subject, data, seed)
-        checks = []
-        if subject.reference_file is not None:
-            run.model(subject.reference_file, "the reference model", "reference", feeds)
-        run.model(subject.rewritten_file, rewritten_name(subject), "rewritten", feeds)
         noise: dict[str, float] = {}
         if subject.reference_file is not None:
+            run.model(subject.reference_file, "the reference model", "reference", feeds)
             noise = _noise(run, outcome)
-            if subject.int8_data:
-                checks += local_emission(run, subject, feeds)
-            else:
-                checks += [_emission(run, subject, outcome, level, noise) for level in LEVELS]
-        checks += [_approximation(run, tolerance, outcome, level) for level in LEVELS]
+        ways = run_rewritten(run, subject, feeds)
+        checks: list[Check] = []
+        for way in ways.made:
+            found = _emissions(run, subject, outcome, way, noise, feeds)
+            found += [_approximation(run, tolerance, outcome, level, way.key) for level in LEVELS]
+            checks += [replace(check, run_by=way.run_by) for check in found]
         drifts: tuple[Drift, ...] = ()
-        if not all(check.passed for check in checks):
-            drifts = _drifts(run, subject, feeds)
+        failed = [check for check in checks if not check.passed]
+        if failed:
+            kernels = any(check.run_by != FUNCTIONS for check in failed)
+            drifts = _drifts(run, subject, feeds, kernels)
         progress("verifying", run.total, run.total)
         return Report(
             description,
@@ -80,12 +87,36 @@ def prove(
             outcome.runtime,
             tuple(checks),
             drifts,
-            _notes(subject, data, noise),
+            _notes(subject, data, noise, ways),
         )
 
 
+def _emissions(
+    run: Runs,
+    subject: Subject,
+    outcome: Outcome,
+    way: Way,
+    noise: Mapping[str, float],
+    feeds: Sequence[str],
+) -> list[Check]:
+    """Return the checks that the file computes the approximation, run in one way.
+
+    Functions that run beside kernels are also compared with these; where data is rounded to int8,
+    that takes the place of comparing them with the reference model.
+    """
+    checks = []
+    if subject.reference_file is not None:
+        if not subject.int8_data:
+            checks += [_emission(run, subject, outcome, level, noise, way.key) for level in LEVELS]
+        elif not way.is_second:
+            checks += local_emission(run, subject, feeds)
+    if way.is_second:
+        checks += equivalence(run, subject, feeds)
+    return checks
+
+
 def _notes(
-    subject: Subject, data: DataSource | None, noise: Mapping[str, float]
+    subject: Subject, data: DataSource | None, noise: Mapping[str, float], ways: Ways
 ) -> tuple[str, ...]:
     limit = _emission_limit(subject)
     notes = [
@@ -102,14 +133,24 @@ def _notes(
     if subject.reference_file is None:
         notes.append(f"the emission proof was not made: {subject.missing}")
     elif subject.int8_data and (inside := inside_others(subject)):
-        labels = "; ".join(inside[:_SHOWN])
-        more = f" and {len(inside) - _SHOWN} more" if len(inside) > _SHOWN else ""
         notes.append(
             "the emission proof was not made of layers in subgraphs and functions: the plan rounds "
             "data to int8, so that layers are proved one by one, which these cannot be: "
-            f"{labels}{more}"
+            f"{_listed(inside)}"
         )
+    if any(way.is_second for way in ways.made) and subject.ternary.inside:
+        notes.append(
+            "these ternary nodes, in subgraphs or functions or with computed weights, were not "
+            f"compared one by one, function against kernel: {_listed(subject.ternary.inside)}"
+        )
+    if ways.note is not None:
+        notes.append(ways.note)
     return tuple(notes)
+
+
+def _listed(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
+    return "; ".join(labels[:_SHOWN]) + more
 
 
 @contextmanager
@@ -149,10 +190,15 @@ def _emission_limit(subject: Subject) -> float:
 
 
 def _emission(
-    run: Runs, subject: Subject, outcome: Outcome, level: str, noise: Mapping[str, float]
+    run: Runs,
+    subject: Subject,
+    outcome: Outcome,
+    level: str,
+    noise: Mapping[str, float],
+    key: str = "rewritten",
 ) -> Check:
     limit = _emission_limit(subject)
-    comparisons = run.compare(f"reference/{level}", f"rewritten/{level}", outcome.outputs)
+    comparisons = run.compare(f"reference/{level}", f"{key}/{level}", outcome.outputs)
     failures = faults(comparisons)
     sound = [c for c in comparisons if not c.fault]
     for comparison in [c for c in sound if c.is_float] or sound:
@@ -163,14 +209,16 @@ def _emission(
     return Check("emission", level, text, tuple(comparisons), tuple(failures))
 
 
-def _approximation(run: Runs, tolerance: Tolerance, outcome: Outcome, level: str) -> Check:
-    comparisons = run.compare(f"original/{level}", f"rewritten/{level}", outcome.outputs)
+def _approximation(
+    run: Runs, tolerance: Tolerance, outcome: Outcome, level: str, key: str
+) -> Check:
+    comparisons = run.compare(f"original/{level}", f"{key}/{level}", outcome.outputs)
     sound = [c for c in comparisons if not c.fault]
     failures = (*faults(comparisons), *tolerance.failures(sound))
     return Check("approximation", level, tolerance.text, tuple(comparisons), failures)
 
 
-def _drifts(run: Runs, subject: Subject, feeds: Sequence[str]) -> tuple[Drift, ...]:
+def _drifts(run: Runs, subject: Subject, feeds: Sequence[str], kernels: bool) -> tuple[Drift, ...]:
     """Compare the outputs of the rewritten layers inside both models, worst first."""
     sites = {p.output: p.site.label for p in subject.pieces if p.site.scope == 0}
     if not sites:
@@ -178,7 +226,8 @@ def _drifts(run: Runs, subject: Subject, feeds: Sequence[str]) -> tuple[Drift, .
     taps = list(sites)
     try:
         before = run.model(subject.original_file, subject.original.name, "tapped", feeds, taps)
-        run.model(subject.rewritten_file, rewritten_name(subject), "tapped-rewritten", feeds, taps)
+        name = rewritten_name(subject)
+        run.model(subject.rewritten_file, name, "tapped-rewritten", feeds, taps, kernels)
     except RuntimeFailureError:
         return ()  # some versions load no model with taps and external data in subgraphs
     drifts = [

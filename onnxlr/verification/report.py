@@ -17,7 +17,8 @@ class Check:
     ----------
     proof
         `emission`: against the original with the approximated weights put in as dense ones;
-        `approximation`: against the original.
+        `approximation`: against the original; `equivalence`: each ternary node by its function
+        against the same node by its kernel, on the same data.
     optimisation
         ONNX Runtime's graph optimisation, `all` or `none`.
     tolerance
@@ -26,6 +27,9 @@ class Check:
         One for each output.
     failures
         A sentence for everything that does not hold; empty if the check passed.
+    run_by
+        Of a model with ternary operators, what they ran by: `kernels` of the op library, or
+        `functions` of standard operators that the model carries. None for other models.
     """
 
     proof: str
@@ -33,6 +37,7 @@ class Check:
     tolerance: str
     comparisons: tuple[Comparison, ...]
     failures: tuple[str, ...]
+    run_by: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -94,9 +99,10 @@ class Report:
         """A sentence for everything that does not hold, each once."""
         levels: dict[tuple[str, str], dict[str, None]] = {}
         for check in self.checks:
+            proof = f"{check.proof} proof" + (f" by {check.run_by}" if check.run_by else "")
             for failure in check.failures:
-                levels.setdefault((check.proof, failure), {})[check.optimisation] = None
+                levels.setdefault((proof, failure), {})[check.optimisation] = None
         return [
-            f"{proof} proof, graph optimisation {' and '.join(found)}: {failure}"
+            f"{proof}, graph optimisation {' and '.join(found)}: {failure}"
             for (proof, failure), found in levels.items()
         ]

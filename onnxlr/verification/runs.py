@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from onnxlr.calibration import Feeds
 from onnxlr.progress import Progress
-from onnxlr.runtime import LEVELS, Job, Outcome, read_arrays, run_job, store_arrays
+from onnxlr.runtime import LEVELS, Job, Outcome, read_arrays, run_job, run_task, store_arrays
 from onnxlr.verification.comparison import Comparison, compare
+from onnxlr.verification.ternary import NodesAlone
 
 __all__ = ["Runs"]
 
@@ -38,12 +39,21 @@ class Runs:
         return files
 
     def model(
-        self, file: Path, name: str, key: str, feeds: Sequence[str], taps: Sequence[str] = ()
+        self,
+        file: Path,
+        name: str,
+        key: str,
+        feeds: Sequence[str],
+        taps: Sequence[str] = (),
+        kernels: bool = True,
     ) -> Outcome:
-        """Run a model at every level; its outputs go under `key`."""
+        """Run a model at every level; its outputs go under `key`.
+
+        `kernels` is False to run onnxlr's operators as functions.
+        """
         self._progress("verifying", self._done, self.total)
         levels = LEVELS if not taps else LEVELS[:1]
-        job = Job(str(file), feeds, str(self.folder / key), levels, taps)
+        job = Job(str(file), feeds, str(self.folder / key), levels, taps, kernels)
         outcome = run_job(job, name, self._isolate)
         self._done += not taps
         return outcome
@@ -72,15 +82,42 @@ class Runs:
     ) -> list[list[npt.NDArray[Any]]]:
         """Return the outputs of a model of pieces on tensors of another."""
         key = f"pieces-{level}"
-        feeds = self.store(
-            ({own: arrays[name] for own, name in inputs.items()} for arrays in data), key
-        )
+        feeds = self._store_tapped(data, inputs, key)
         job = Job(str(file), feeds, str(self.folder / key), (level,))
         run_job(job, "the reference model", self._isolate)
-        return [
-            list(read_arrays(self.folder / key / level / f"{position:06}.npz").values())
-            for position in range(len(feeds))
-        ]
+        return self._stored(self.folder / key / level, len(feeds))
+
+    def ternary_nodes(
+        self,
+        file: Path,
+        name: str,
+        data: Sequence[Mapping[str, npt.NDArray[Any]]],
+        inputs: Mapping[str, str],
+        level: str,
+    ) -> list[list[npt.NDArray[Any]]]:
+        """Return what a model's ternary nodes give by their functions, each alone on its data."""
+        key = f"nodes-{level}"
+        feeds = self._store_tapped(data, inputs, key)
+        results = self.folder / key
+        run_task(NodesAlone(str(file), feeds, str(results), level), name, self._isolate)
+        return self._stored(results, len(feeds))
+
+    def _store_tapped(
+        self,
+        data: Sequence[Mapping[str, npt.NDArray[Any]]],
+        inputs: Mapping[str, str],
+        name: str,
+    ) -> list[str]:
+        """Write tensors of one model as inputs of another, and return the files' names."""
+        return self.store(
+            ({own: arrays[theirs] for own, theirs in inputs.items()} for arrays in data), name
+        )
+
+    @staticmethod
+    def _stored(folder: Path, count: int) -> list[list[npt.NDArray[Any]]]:
+        """Return the outputs of so many runs."""
+        files = (folder / f"{position:06}.npz" for position in range(count))
+        return [list(read_arrays(file).values()) for file in files]
 
     def compare(self, expected: str, found: str, outputs: Sequence[str]) -> list[Comparison]:
         """Compare what two runs stored, `key/level` each, output by output."""

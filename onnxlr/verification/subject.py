@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxlr.model import Model
 from onnxlr.rewriting import Piece
 from onnxlr.verification.comparison import Comparison
+from onnxlr.verification.ternary import TernaryNodes
 
 __all__ = ["Subject", "faults", "rewritten_name"]
 
@@ -32,6 +33,8 @@ class Subject:
         Whether the plan lets the runtime round data to int8.
     missing
         Why there is no reference, where there is none.
+    ternary
+        The rewritten model's ternary nodes.
     """
 
     original: Model
@@ -42,6 +45,7 @@ class Subject:
     dtypes: frozenset[str] = frozenset()
     int8_data: bool = False
     missing: str = ""
+    ternary: TernaryNodes = field(default_factory=TernaryNodes)
 
 
 def rewritten_name(subject: Subject) -> str:

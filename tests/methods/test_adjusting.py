@@ -6,13 +6,16 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 import onnxlr
 from onnxlr.methods.adjusting import adjustments
-from onnxlr.stages import Chain, Convolution, Linear
+from onnxlr.stages import Chain, Convolution, Linear, Scale
+from tests.onelayer import distance, model_of, run
 from tests.test_evidence import moments_of
 
 
@@ -122,3 +125,110 @@ def test_corrections_are_of_each_site_or_of_all():
     assert [a.correction.tolist() for a in shared] == [[1.0, 2.0]] * 3
     none = adjustments(chain, 2, None, None)
     assert [(a.correction, a.ranges) for a in none] == [(None, None)] * 2
+
+
+# --- factors of the inputs before the first stage ------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    sizes=st.lists(st.integers(1, 8), min_size=2, max_size=4),
+    mean=st.floats(-5, 5),
+    seed=st.integers(0, 2**16),
+)
+def test_ranges_behind_factors_of_the_inputs(sizes, mean, seed):
+    """The ranges are those of the chain in which the first matrix has taken the factors up."""
+    generator = np.random.default_rng(seed)
+    factors = generator.choice([-1, 1], sizes[0]) * generator.uniform(0.01, 100, sizes[0])
+    matrices = [generator.standard_normal(shape) for shape in itertools.pairwise(sizes)]
+    x = generator.standard_normal((400, sizes[0])) + mean
+    taken = [factors[:, None] * matrices[0], *matrices[1:]]
+    moments = _seen([x], Chain(tuple(Linear.of(matrix) for matrix in taken)).reconstruct())
+    (expected,) = adjustments(Chain(tuple(map(Linear.of, taken))), 1, None, moments)
+    chain = Chain((Scale(factors), *map(Linear.of, matrices)))
+    (found,) = adjustments(chain, 1, None, moments)
+    assert len(found.ranges) == len(chain.stages) + 1
+    assert found.ranges[0] == expected.ranges[0]
+    np.testing.assert_allclose(found.ranges[2:], expected.ranges[1:], rtol=1e-6, atol=1e-6)
+    low, high = found.ranges[1]
+    scaled, slack = x * factors, 1e-9 * (1 + np.abs(x * factors).max())
+    assert low - slack <= scaled.min() <= scaled.max() <= high + slack
+    ends = np.multiply.outer(factors, [x.min(), x.max()])
+    assert ends.min() - slack <= low <= high <= ends.max() + slack
+    far = (scaled.mean(axis=0) + 6 * scaled.std(axis=0)).max()
+    assert high <= far + slack
+
+
+def test_scaled_data_that_is_never_negative_has_no_negative_range():
+    x = np.maximum(np.random.default_rng(0).standard_normal((500, 4)), 0)
+    factors = np.array([1.0, 2.0, 4.0, 8.0])
+    chain = Chain((Scale(factors), Linear.of(np.ones((4, 2))), Linear.of(np.ones((2, 3)))))
+    (found,) = adjustments(chain, 1, None, _seen([x], chain.reconstruct()))
+    assert found.ranges[1][0] == 0
+    assert found.ranges[2][0] < 0  # sums are not observed
+
+
+@pytest.mark.parametrize("form", ["channel", "input", "spatial"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_ranges_behind_factors_of_channels(form, groups):
+    generator = np.random.default_rng(0)
+    kernel = generator.standard_normal((6, 4, 3, 2))
+    data = generator.standard_normal((20, 4 * groups, 7, 7)) + 3
+    factors = generator.uniform(0.1, 10, 4 * groups)
+    plain = onnxlr.decompose(kernel, rank=2, form=form, groups=groups)
+    chain = Chain((Scale(factors, 2, groups), *plain.stages))
+    windows = np.lib.stride_tricks.sliding_window_view(data, (3, 2), axis=(2, 3))
+    patches = windows.reshape(20, groups, 4, 5, 6, 3, 2).transpose(0, 3, 4, 1, 2, 5, 6)
+    moments = moments_of([patches.reshape(-1, groups, 24)])
+    ends = {name: np.array([0.0]) for name in ("output_low", "output_high")}
+    moments = replace(moments, low=np.array([data.min()]), high=np.array([data.max()]), **ends)
+    (found,) = adjustments(chain, 1, None, moments)
+    scaled = data * factors.reshape(-1, 1, 1)
+    between = plain.stages[0].apply(scaled)
+    for (low, high), value in zip(found.ranges[1:3], (scaled, between), strict=True):
+        assert low <= value.min() <= value.max() <= high
+        deviations = value.std(axis=(0, 2, 3)).max()
+        assert high - low < np.ptp(value.mean(axis=(0, 2, 3))) + 13 * deviations
+
+
+def test_static_int8_data_of_scaled_chains_stays_near_the_layer(tmp_path):
+    """A model whose inputs differ a hundredfold, run with ranges behind their factors."""
+    generator = np.random.default_rng(0)
+    spread = np.geomspace(0.1, 10, 64)
+    weight = generator.standard_normal((64, 48)).astype(np.float32)
+    rows = (generator.standard_normal((600, 64)) * spread + spread).astype(np.float32)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")
+    model = model_of([node], {"x": rows[:40]}, ["y"], {"w": weight})
+    result = onnxlr.rewrite(
+        model,
+        tmp_path / "o.onnx",
+        method="ternary_svd",
+        rank=60,
+        activations="static_int8",
+        calibration={"x": rows},
+        data={"x": rows[:40]},
+        tolerance="cosine>=0.9",
+        isolate=False,
+    )
+    (record,) = result.layers
+    assert record.choice.activations == "static_int8"
+    written = onnx.load(tmp_path / "o.onnx")
+    kinds = [n.op_type for n in written.graph.node]
+    assert kinds.count("QuantizeLinear") == 2
+    assert "Mul" in kinds
+    (found,) = run(written, {"x": rows[:40]})
+    plan = result.plan.layers["layer"]
+    exact = onnxlr.rewrite(
+        model,
+        tmp_path / "f.onnx",
+        method="ternary_svd",
+        rank=60,
+        activations="float",
+        calibration={"x": rows},
+        data={"x": rows[:40]},
+        tolerance="cosine>=0.9",
+        isolate=False,
+    )
+    assert exact.plan.layers["layer"].options == plan.options
+    (expected,) = run(onnx.load(tmp_path / "f.onnx"), {"x": rows[:40]})
+    assert distance(found, expected.astype(np.float64)) < 0.05

@@ -19,6 +19,7 @@ from onnx import helper
 from onnxlr.errors import ExitCode, ModelError, RuntimeFailureError
 from onnxlr.runtime import LEVELS, Job, Outcome, jobs, run_job, run_task, store_arrays
 from tests.classifier import FLOAT, INT64, STRING, classifier, one_node, reference, samples
+from tests.operators.oplibrary import bias, installed_library, telling_model, ternary
 
 Arrays = dict[str, np.ndarray]
 
@@ -326,3 +327,31 @@ def test_a_task_calls_its_function(
     assert (answer["process"] != os.getpid()) == isolate
     with pytest.raises(RuntimeFailureError, match=r"^m: there is nothing to add$"):
         run_task(Sum([]), "m", isolate)
+
+
+# --- onnxlr's operators --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_job_says_whether_kernels_ran(
+    job: Callable[..., Job], isolate: bool, kernels: bool
+) -> None:
+    """The kernel multiplies by the matrix and adds a bias, the function only adds."""
+    installed_library()
+    x = np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)
+    task = job(telling_model(), [{"x": x}], kernels=kernels)
+    outcome = run_job(task, "m", isolate)
+    assert (outcome.no_kernels is None) == kernels
+    expected = x.astype(np.float64) @ ternary() * kernels + bias()
+    for level in LEVELS:
+        found = results(task, level)[0]["0"]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_job_says_why_kernels_did_not_run(
+    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXLR_OPS_LIBRARY", "off")
+    outcome = run_job(job(telling_model(), [{"x": np.ones((1, 32), np.float32)}]), "m", False)
+    assert outcome.no_kernels == "the op library is turned off by ONNXLR_OPS_LIBRARY=off"

@@ -14,9 +14,11 @@ from onnxlr.runtime import Outcome, store_arrays
 from onnxlr.verification import Subject
 from onnxlr.verification.proof import _emission, _noise, _notes
 from onnxlr.verification.runs import Runs as _Runs
+from onnxlr.verification.ways import Way, Ways
 from tests.fixtures import runnable_model
 
 OUTCOME = Outcome("a runtime", ("y",))
+WAYS = Ways((Way(),))
 
 
 def _stored(folder: Path, run: str, values: np.ndarray) -> None:
@@ -53,5 +55,5 @@ def test_four_times_the_own_noise_is_allowed(
     noise = _noise(runs, OUTCOME)
     assert noise["y"] == pytest.approx(own)
     assert _emission(runs, subject, OUTCOME, "all", noise).passed == passes
-    said = any("edge of float precision" in note for note in _notes(subject, "data", noise))
+    said = any("edge of float precision" in note for note in _notes(subject, "data", noise, WAYS))
     assert said == (4 * own > 1e-4)
