@@ -29,7 +29,7 @@ from onnxlr.flags import (
     given,
     with_method_flags,
 )
-from onnxlr.methods import METHODS
+from onnxlr.methods import METHODS, option_names
 from onnxlr.methods.budget import DEFAULT_MAX_ERROR
 from onnxlr.model.saving import check_output, write_text
 from onnxlr.reporting import (
@@ -301,7 +301,7 @@ def _exists(path: str) -> bool:
 
 def _budget(method: str, flags: Any, allocate: str) -> str:
     budget = [f"{name} {value}" for name, value in given(flags).items()]
-    options = METHODS.get(method, METHODS["svd"]).options.__dataclass_fields__
+    options = option_names(METHODS.get(method, METHODS["svd"]).options)
     if not budget and "max_error" in options:
         budget = [f"max_error {DEFAULT_MAX_ERROR}"]
     if not budget:

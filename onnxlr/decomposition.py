@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxlr.errors import UsageError
-from onnxlr.methods import Setting, find_method, options_for
+from onnxlr.methods import Rounding, Setting, find_method, format_of, options_for
 from onnxlr.metrics import METRICS, Activation, Fisher, FisherRows, Frobenius, Kfac, Metric
-from onnxlr.numbers import Format
 from onnxlr.stages import Chain
 
 __all__ = ["decompose"]
@@ -54,17 +53,18 @@ def decompose(
     solver
         Of metric `fisher`: `als`, `em` or `adam-sgd`.
     format
-        How the factors are kept: `float64`, `float32`, `float16`, `int8`, `int4`, `int2`; the
-        weight's own type if not given.
+        How the factors are kept: `float64`, `float32`, `float16`, `int8`, `int4`, `int2`,
+        `ternary`; the weight's own type if not given. Method `ternary` has no other than that.
     group_size, rounding
-        Of an integer format: inputs that share a scale (0 for all), and `nearest` or `gptq`.
+        Of a format of few bits: inputs that share a scale (0 for all), and `nearest` or `gptq`,
+        which needs the covariance; method `ternary` takes it where there is one.
     groups
         Of a convolution.
     seed
         Of methods that draw random numbers.
     **options
         The method's options: for `svd` one of `rank`, `ratio`, `bits`, `energy`, `max_error`, and
-        for convolutions `form`.
+        for convolutions `form`; for `ternary` `terms`.
 
     Returns
     -------
@@ -77,11 +77,14 @@ def decompose(
         If an argument cannot be followed.
     """
     array = _checked_weight(weight, method, groups)
-    parsed = None if format is None else Format.parse(format, group_size, rounding)
+    chosen = find_method(method)
     known = _metric(metric, solver, covariance, importance, output_covariance)
     known.expect(array, groups)
+    if rounding is None and isinstance(chosen, Rounding) and known.covariance is not None:
+        rounding = chosen.default_rounding
+    parsed = format_of(chosen, format, group_size, rounding)
     setting = Setting.for_array(array, parsed, known, seed, groups)
-    return find_method(method).factorize(array, options_for(method, options), setting)
+    return chosen.factorize(array, options_for(method, options), setting)
 
 
 def _checked_weight(weight: npt.ArrayLike, method: str, groups: int | None) -> npt.NDArray[Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 from cyclopts import Parameter
 
 from onnxlr.calibration import HOLDOUT
-from onnxlr.methods import METHODS
+from onnxlr.methods import METHODS, option_names
 
 __all__ = [
     "AS_USUAL",
@@ -50,18 +50,21 @@ class Fitting:
     Attributes
     ----------
     format
-        How factors are kept: float32, float16, int8, int4, int2; the weight's own type if not
-        given.
+        How factors are kept: float32, float16, int8, int4, int2, ternary; the weight's own type if
+        not given. The ternary methods have no other than ternary.
     group_size
-        Inputs that share a scale: 0 (all), 32, 64 or 128; 0 for int8 and 32 for int4 and int2 if
-        not given.
+        Inputs that share a scale: 0 (all), 32, 64 or 128; if not given, 0 for int8, 32 for int4 and
+        int2, 128 for ternary.
     rounding
-        nearest, or gptq, which needs calibration.
+        nearest, or gptq, which needs calibration; gptq for method ternary if not given.
     activations
-        What the data of int8, int4 and int2 layers is computed in: float; dynamic_int8, rounded as
-        it comes; static_int8, rounded to ranges seen in calibration.
+        What the data of int8, int4, int2 and ternary layers is computed in: float; dynamic_int8,
+        rounded as it comes; static_int8, rounded to ranges seen in calibration. If not given,
+        dynamic_int8 for ternary layers that targets ort and onnxlr can write so, float for others.
     target
-        onnx: standard operators, any runtime; ort: also ONNX Runtime's own operators.
+        onnx: standard operators, any runtime; ort: also ONNX Runtime's own operators; onnxlr: also
+        those of the op library, for ternary numbers, which the model carries as functions so that
+        it runs without the library.
     metric
         What error is measured in: frobenius, activation, fisher-rows, fisher, kfac; activation
         where there are statistics if not given.
@@ -78,7 +81,7 @@ class Fitting:
     format: str | None = None
     group_size: Annotated[int | None, WHOLE] = None
     rounding: str | None = None
-    activations: str = "float"
+    activations: str | None = None
     target: str = "onnx"
     metric: str | None = None
     solver: str | None = None
@@ -127,7 +130,7 @@ def with_method_flags(function: Function) -> Function:
     documentation = ["Options of the methods.", "", "Attributes", "----------"]
     for method in METHODS.values():
         hints = get_type_hints(method.options)
-        flags |= {name: _flag(hints[name]) for name in method.options.__dataclass_fields__}
+        flags |= {name: _flag(hints[name]) for name in option_names(method.options)}
         documentation += [_attributes(kind) for kind in reversed(method.options.__mro__)]
     members = [(name, hint, field(default=None)) for name, hint in flags.items()]
     kind = make_dataclass("MethodFlags", members)

@@ -112,7 +112,7 @@ def plan(
     format: str | None = None,
     group_size: int | None = None,
     rounding: str | None = None,
-    activations: str = "float",
+    activations: str | None = None,
     target: str = "onnx",
     metric: str | None = None,
     solver: str | None = None,
@@ -181,7 +181,7 @@ def rewrite(
     format: str | None = None,
     group_size: int | None = None,
     rounding: str | None = None,
-    activations: str = "float",
+    activations: str | None = None,
     target: str = "onnx",
     metric: str | None = None,
     solver: str | None = None,
@@ -218,15 +218,19 @@ def rewrite(
     layers, skip
         Shell patterns of layers to rewrite (all, if none) and to leave alone.
     format
-        How factors are kept: `float32`, `float16`, `int8`, `int4`, `int2`; the weight's own type if
-        not given.
+        How factors are kept: `float32`, `float16`, `int8`, `int4`, `int2`, `ternary`; the weight's
+        own type if not given. The ternary methods have no other than `ternary`.
     group_size
-        Inputs that share a scale: 0 (all), 32, 64, 128; 0 for int8 and 32 for others if not given.
+        Inputs that share a scale: 0 (all), 32, 64, 128; if not given, 0 for int8, 32 for int4 and
+        int2, 128 for ternary.
     rounding
-        `nearest`, or `gptq`, which needs statistics.
+        `nearest`, or `gptq`, which needs statistics; method `ternary` takes it where there are some
+        if not given.
     activations
-        What data of int8, int4 and int2 layers is computed in: `float`; `dynamic_int8`, rounded as
-        it comes; `static_int8`, rounded to ranges seen in calibration.
+        What data of int8, int4, int2 and ternary layers is computed in: `float`; `dynamic_int8`,
+        rounded as it comes; `static_int8`, rounded to ranges seen in calibration. If not given,
+        `dynamic_int8` for ternary layers that targets `ort` and `onnxlr` can write so, `float` for
+        others.
     target
         `onnx`: standard operators; `ort`: also ONNX Runtime's own.
     metric

@@ -2,11 +2,13 @@
 
 from onnxlr.methods.budget import Budget
 from onnxlr.methods.fitting import Fit, Recipe, fit_as_told, fit_best
-from onnxlr.methods.method import Keep, Method, Options, Setting
+from onnxlr.methods.method import Keep, Method, Options, Rounding, Setting, format_of, option_names
 from onnxlr.methods.quantize import Quantize, QuantizeOptions
 from onnxlr.methods.registry import METHODS, find_method, options_for
 from onnxlr.methods.spectrum import Spectrum
 from onnxlr.methods.svd import Svd, SvdOptions
+from onnxlr.methods.ternary import Ternary, TernaryOptions
+from onnxlr.methods.ternary_svd import TernarySvd, TernarySvdOptions
 
 __all__ = [
     "METHODS",
@@ -18,12 +20,19 @@ __all__ = [
     "Quantize",
     "QuantizeOptions",
     "Recipe",
+    "Rounding",
     "Setting",
     "Spectrum",
     "Svd",
     "SvdOptions",
+    "Ternary",
+    "TernaryOptions",
+    "TernarySvd",
+    "TernarySvdOptions",
     "find_method",
     "fit_as_told",
     "fit_best",
+    "format_of",
+    "option_names",
     "options_for",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import inf
+from typing import ClassVar
 
 from onnxlr.errors import UsageError
 
@@ -37,8 +38,11 @@ class Budget:
     energy: float | None = None
     max_error: float | None = None
 
+    budgets: ClassVar[tuple[str, ...]] = ("rank", "ratio", "bits", "energy", "max_error")
+    """Names of the fields of which one may be given."""
+
     def __post_init__(self) -> None:
-        given = [field.name for field in fields(Budget) if getattr(self, field.name) is not None]
+        given = [name for name in self.budgets if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} are both given, expected one budget")
         if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
@@ -54,9 +58,9 @@ class Budget:
 
     @property
     def limits_error(self) -> bool:
-        """Whether the budget is an error, given or the default."""
-        given = (self.rank, self.ratio, self.bits, self.energy)
-        return all(value is None for value in given)
+        """Whether the budget is `max_error`, given or the default."""
+        others = [name for name in self.budgets if name != "max_error"]
+        return all(getattr(self, name) is None for name in others)
 
     @property
     def limits_bytes(self) -> bool:
@@ -69,8 +73,8 @@ class Budget:
         return DEFAULT_MAX_ERROR if self.max_error is None else self.max_error
 
     def __str__(self) -> str:
-        for field in fields(Budget):
-            value = getattr(self, field.name)
+        for name in self.budgets:
+            value = getattr(self, name)
             if value is not None:
-                return f"{field.name} {value:g}"
+                return f"{name} {value:g}"
         return f"max_error {DEFAULT_MAX_ERROR:g}"

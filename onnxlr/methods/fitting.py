@@ -200,17 +200,16 @@ def fit_best(
     plainly = replace(asked, bias_correction=False)
     if not method.heeds_metric(options, replace(setting, format=task.format(asked))):
         plainly = Recipe()
-    chain = task.chain(options, plainly)
-    first = Fit(chain, method.settle(options, chain), plainly)
+    first = _first(task, options, plainly, asked)
     if plainly.metric in ("fisher", "fisher-rows"):
         first = _with_gain(task, first)
     if task.judge is None:
         return first
     plain, *corrected = _judged(task, _plain(task, first), asked.bias_correction)
     fits = [plain, *corrected] if asked.metric in (plain.recipe.metric, "activation") else []
-    for recipe in _recipes(task, plainly, asked):
+    for recipe in _recipes(task, first.recipe, asked):
         try:
-            fit = first if recipe == plainly else task.fit(first.options, recipe)
+            fit = first if recipe == first.recipe else task.fit(first.options, recipe)
         except UsageError:
             continue  # inputs that are constant have no covariance beside their mean
         fits += _judged(task, fit, asked.bias_correction)
@@ -218,6 +217,24 @@ def fit_best(
     if asked.metric != "activation":
         sure = fits
     return replace(min(sure, key=_cost), plain_error=plain.error)
+
+
+def _first(task: _Task, options: Options, plainly: Recipe, asked: Recipe) -> Fit:
+    """Return the fit that settles the options.
+
+    Without bias correction, which is judged beside it; of a method whose fits take long with it.
+    """
+    recipe = plainly
+    centred = asked.bias_correction and plainly.metric == "activation" and task.has_one_output
+    if task.method.is_slow and centred and task.judge is not None:
+        recipe = asked
+    try:
+        chain = task.chain(options, recipe)
+    except UsageError:
+        if recipe == plainly:
+            raise
+        recipe, chain = plainly, task.chain(options, plainly)
+    return Fit(chain, task.method.settle(options, chain), recipe)
 
 
 def _plain(task: _Task, first: Fit) -> Fit:
@@ -260,7 +277,8 @@ def _recipes(task: _Task, first: Recipe, asked: Recipe) -> list[Recipe]:
     recipes = [first]
     if first == Recipe():
         return recipes
-    if asked.bias_correction and asked.metric == "activation" and task.has_one_output:
+    centred = asked.bias_correction and asked.metric == "activation" and task.has_one_output
+    if centred and first != asked:
         recipes.append(asked)
     if asked.rounding != "nearest":
         recipes.append(replace(first, rounding="nearest"))

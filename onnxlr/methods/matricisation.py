@@ -14,7 +14,7 @@ from onnxlr.metrics import Metric, Weighing, row_importance, unfold_inputs
 from onnxlr.numbers import Format
 from onnxlr.stages import Chain, Convolution, Linear, Stage
 
-__all__ = ["FORMS", "KernelForm", "Matricisation", "MatrixForm", "matricisations"]
+__all__ = ["FORMS", "KernelForm", "Matricisation", "MatrixForm", "form_of", "matricisations"]
 
 Matrix = npt.NDArray[np.float64]
 
@@ -291,6 +291,17 @@ def solve_damped(gram: Matrix, right: Matrix) -> Matrix:
     scale = np.trace(gram, axis1=-2, axis2=-1)[..., None, None] / size
     damped = gram + np.maximum(1e-10 * scale, np.finfo(np.float64).tiny) * np.eye(size)
     return np.asarray(np.linalg.solve(damped, right))
+
+
+def form_of(first: Convolution, second: Convolution) -> str:
+    """Return the name of the form that two convolutions are."""
+    if not second.window:
+        return "channel"
+    if not first.window:
+        return "input"
+    return (
+        "spatial" if len(first.window) == 1 and first.window > second.window else "spatial_swapped"
+    )
 
 
 def matricisations(

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxlr.errors import UsageError
 from onnxlr.layers import Layer
 from onnxlr.metrics import Frobenius, Metric
 from onnxlr.numbers import Format
 from onnxlr.stages import Chain
 
-__all__ = ["Keep", "Method", "NoOptions", "Options", "Setting"]
+__all__ = [
+    "Keep",
+    "Method",
+    "NoOptions",
+    "Options",
+    "Rounding",
+    "Setting",
+    "format_of",
+    "option_names",
+]
 
 
 class Options(Protocol):
     """A frozen dataclass; command line flags and the plan's schema derive from its fields."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+def option_names(options: type[Options]) -> tuple[str, ...]:
+    """Return the names of the options of a method."""
+    return tuple(field.name for field in fields(options))
 
 
 @dataclass(frozen=True)
@@ -104,10 +119,24 @@ def _format(format: Format | str) -> Format:
 
 
 class Method(Protocol):
-    """Approximates a weight by a chain."""
+    """Approximates a weight by a chain.
+
+    Attributes
+    ----------
+    name
+        What the command line and plans call it.
+    options
+        The dataclass of its options.
+    default_format
+        The format of a method that makes numbers of one kind only; None where any can be asked.
+    is_slow
+        Whether a fit takes so long that fewer are tried beside what is asked.
+    """
 
     name: str
     options: type[Options]
+    default_format: str | None
+    is_slow: bool
 
     def factorize(self, weight: npt.NDArray[Any], options: Any, setting: Setting) -> Chain:
         """Return the chain for a weight of finite numbers.
@@ -123,11 +152,60 @@ class Method(Protocol):
         """Return whether the chain depends on what the error is measured in."""
 
 
+@runtime_checkable
+class Rounding(Protocol):
+    """What a method of one format has beside where its numbers are rounded in groups.
+
+    Attributes
+    ----------
+    default_group_size, default_rounding
+        Of the format, where nothing else is asked; the rounding where statistics are known.
+    """
+
+    default_group_size: int
+    default_rounding: str
+
+
+def format_of(
+    method: Method, kind: str | None, group_size: int | None, rounding: str | None
+) -> Format | None:
+    """Return the format that a method is to keep its numbers in; None for each weight's own type.
+
+    Raises
+    ------
+    UsageError
+        If the format cannot be parsed, is another than the method's one, or there is none for the
+        group size or rounding that are given.
+    """
+    own = method.default_format
+    if own is None:
+        if kind is not None:
+            return Format.parse(kind, group_size, rounding)
+        if group_size is not None or rounding is not None:
+            raise UsageError("group size and rounding are of a format of few bits: give --format")
+        return None
+    if kind not in (None, own):
+        raise UsageError(
+            f"method '{method.name}' makes {own} numbers, found format '{kind}': leave the format "
+            "out, or take another method"
+        )
+    if isinstance(method, Rounding):
+        usual = method.default_group_size if group_size is None else group_size
+        return Format.parse(own, usual, rounding)
+    if group_size or rounding not in (None, "nearest"):
+        raise UsageError(
+            f"method '{method.name}' rounds nothing in groups: leave group size and rounding out"
+        )
+    return Format.parse(own, 0)
+
+
 class Keep:
     """Leaves the weight as it is."""
 
     name = "keep"
     options: type[Options] = NoOptions
+    default_format: str | None = None
+    is_slow = False
 
     def factorize(self, weight: npt.NDArray[Any], options: Any, setting: Setting) -> Chain:  # noqa: ARG002
         """Refuse: a kept layer is not touched, so that there is nothing to factorize."""

@@ -17,7 +17,7 @@ from onnxlr.metrics import relative_error
 from onnxlr.numbers import Format
 from onnxlr.stages import Chain, Convolution, Linear, Lookup, Stage, Sum
 
-__all__ = ["Quantize", "QuantizeOptions"]
+__all__ = ["Quantize", "QuantizeOptions", "round_whole"]
 
 _ROUNDS = 3
 """How often the weight is rounded anew beside its correction, and the correction fitted anew."""
@@ -66,6 +66,8 @@ class Quantize:
 
     name = "quantize"
     options: type[Options] = QuantizeOptions
+    default_format: str | None = None
+    is_slow = False
 
     def factorize(
         self, weight: npt.NDArray[Any], options: QuantizeOptions, setting: Setting
@@ -76,15 +78,20 @@ class Quantize:
         ------
         UsageError
             If the format is the weight's own type: nothing would change; or a table, whose rows
-            nothing multiplies, is to be corrected.
+            nothing multiplies, is to be corrected or ternary.
         """
         if setting.format.kind == setting.stored:
             raise UsageError(
                 f"quantize keeps a {setting.stored} weight as {setting.format.kind}: nothing "
                 "changes (give --format)"
             )
+        if setting.is_table and setting.format.is_ternary:
+            raise UsageError(
+                "a table of rows has no product that additions could take the place of; it can be "
+                "int8, int4 or int2"
+            )
         if options.correction_rank is None:
-            return Chain((_rounded(weight, setting),))
+            return Chain((round_whole(weight, setting),))
         if setting.is_table:
             raise UsageError("a table of rows has no product that a correction could be added to")
         return _corrected(weight.astype(np.float64), options, setting)
@@ -98,7 +105,8 @@ class Quantize:
         return options.correction_rank is not None or setting.format.rounding != "nearest"
 
 
-def _rounded(weight: npt.NDArray[Any], setting: Setting) -> Stage:
+def round_whole(weight: npt.NDArray[Any], setting: Setting) -> Stage:
+    """Return one stage of a weight, rounded to the setting's format under its metric."""
     stage: Stage
     if setting.is_table:
         stage = Lookup.of(weight)
@@ -117,7 +125,7 @@ def _corrected(
     best, least = None, np.inf
     residual = weight
     for _ in range(_ROUNDS):
-        base = _rounded(residual, setting)
+        base = round_whole(residual, setting)
         correction = _low_rank(weight - base.dense(), rank, beside)
         chain = Chain((Sum((Chain((base,)), correction)),))
         error = relative_error(setting.metric, weight, chain.reconstruct(), setting.groups)

@@ -6,13 +6,17 @@ from difflib import get_close_matches
 from typing import Any
 
 from onnxlr.errors import UsageError
-from onnxlr.methods.method import Keep, Method, Options
+from onnxlr.methods.method import Keep, Method, Options, option_names
 from onnxlr.methods.quantize import Quantize
 from onnxlr.methods.svd import Svd
+from onnxlr.methods.ternary import Ternary
+from onnxlr.methods.ternary_svd import TernarySvd
 
 __all__ = ["METHODS", "find_method", "options_for"]
 
-METHODS: dict[str, Method] = {method.name: method for method in (Keep(), Quantize(), Svd())}
+METHODS: dict[str, Method] = {
+    method.name: method for method in (Keep(), Quantize(), Svd(), Ternary(), TernarySvd())
+}
 """Every method, by the name that the command line and plans use."""
 
 
@@ -29,7 +33,7 @@ def options_for(method: str, values: dict[str, Any]) -> Options:
     """Return a method's options; raises UsageError for one that it has not."""
     kind = find_method(method).options
     for name in values:
-        if name not in kind.__dataclass_fields__:
-            known = ", ".join(kind.__dataclass_fields__) or "none"
+        if name not in option_names(kind):
+            known = ", ".join(option_names(kind)) or "none"
             raise UsageError(f"method '{method}' has no option '{name}'; it has {known}")
     return kind(**values)

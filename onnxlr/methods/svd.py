@@ -12,7 +12,7 @@ import numpy.typing as npt
 from onnxlr.errors import UsageError
 from onnxlr.methods.budget import Budget
 from onnxlr.methods.factors import encode_factors, fit_elements
-from onnxlr.methods.matricisation import Matricisation, matricisations
+from onnxlr.methods.matricisation import Matricisation, form_of, matricisations
 from onnxlr.methods.method import Options, Setting
 from onnxlr.methods.spectrum import Spectrum
 from onnxlr.metrics import relative_error
@@ -60,6 +60,8 @@ class Svd:
 
     name = "svd"
     options: type[Options] = SvdOptions
+    default_format: str | None = None
+    is_slow = False
 
     def factorize(self, weight: npt.NDArray[Any], options: SvdOptions, setting: Setting) -> Chain:
         """Return two stages.
@@ -89,21 +91,11 @@ class Svd:
         if not (isinstance(first, Convolution) and isinstance(second, Convolution)):
             return SvdOptions(rank=first.shape[-1])
         rank = second.weight.shape[1]
-        return SvdOptions(rank=rank, form=_form_of(first, second))
+        return SvdOptions(rank=rank, form=form_of(first, second))
 
     def heeds_metric(self, options: SvdOptions, setting: Setting) -> bool:  # noqa: ARG002
         """Return that it does."""
         return True
-
-
-def _form_of(first: Convolution, second: Convolution) -> str:
-    if not second.window:
-        return "channel"
-    if not first.window:
-        return "input"
-    return (
-        "spatial" if len(first.window) == 1 and first.window > second.window else "spatial_swapped"
-    )
 
 
 def _attempt(form: Matricisation, options: SvdOptions, setting: Setting) -> _Fit | UsageError:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from math import prod
 from typing import Any
 
 from onnxlr.errors import PlanError, UsageError
 from onnxlr.layers import Layer
 from onnxlr.lowering import ACTIVATIONS
-from onnxlr.methods import Options, Recipe, find_method
+from onnxlr.methods import Method, Options, Recipe, find_method, format_of
 from onnxlr.methods.method import NoOptions
 from onnxlr.metrics import METRICS, SOLVERS
 from onnxlr.numbers import Format
@@ -23,7 +24,7 @@ from onnxlr.plan.fields import (
     shown,
     text_of,
 )
-from onnxlr.stages import Adjustment, Chain
+from onnxlr.stages import Adjustment, Chain, Cost
 
 __all__ = ["Choice", "Proposal"]
 
@@ -46,7 +47,7 @@ class Choice:
         how far the covariance is shrunk where that is not the usual.
     format, group_size, rounding
         How the factors are kept, as `Format.parse` reads it; without a format they keep the
-        weight's own float type.
+        weight's own float type, or have the one format of the method.
     bias_correction
         Whether the mean of the outputs is corrected.
     activations
@@ -87,7 +88,7 @@ class Choice:
     def summary(self) -> str:
         """The method, how its numbers are kept and what is corrected, for tables."""
         parts = [str(self)]
-        if self.format is not None:
+        if self.encoding is not None:
             parts.append(self.kept_as)
         if self.activations != "float":
             parts.append(f"{self.activations} data")
@@ -109,9 +110,8 @@ class Choice:
     @property
     def encoding(self) -> Format | None:
         """The format; None for the weight's own float type."""
-        if self.format is None:
-            return None
-        return Format.parse(self.format, self.group_size, self.rounding)
+        method = find_method(self.method)
+        return format_of(method, self.format, self.group_size, self.rounding)
 
     @property
     def recipe(self) -> Recipe:
@@ -164,11 +164,11 @@ class Choice:
             ),
             solver=one_of_or_none(values.get("solver"), SOLVERS, f"{where}.solver"),
             shrinkage=part_of(values.get("shrinkage"), f"{where}.shrinkage"),
-            **_encoding(values, where),
+            **_encoding(values, where, method),
         )
 
 
-def _encoding(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _encoding(values: Mapping[str, Any], where: str, method: Method) -> dict[str, Any]:
     """Return the entries that say how factors are kept."""
     kind, size = values.get("format"), values.get("group_size")
     if kind is not None:
@@ -176,13 +176,13 @@ def _encoding(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     if size is not None and (not isinstance(size, int) or isinstance(size, bool)):
         raise PlanError(f"{where}.group_size: found {shown(size)}, expected a whole number")
     rounding = values.get("rounding")
-    if kind is None and (size is not None or rounding is not None):
+    few_bits = kind is not None or method.default_format is not None
+    if not few_bits and (size is not None or rounding is not None):
         raise PlanError(f"{where}: group_size and rounding are for a format, and there is none")
     if rounding is not None:
         text_of(rounding, f"{where}.rounding")
     try:
-        if kind is not None:
-            Format.parse(kind, size, rounding)
+        format_of(method, kind, size, rounding)
     except UsageError as error:
         raise PlanError(f"{where}: {error}") from None
     return {"format": kind, "group_size": size, "rounding": rounding}
@@ -216,3 +216,15 @@ class Proposal:
     plain_error: float | None = None
     importance_variance: float | None = None
     importance_gain: float | None = None
+
+    @property
+    def ternary_cost(self) -> Cost | None:
+        """What the chain costs; None where it has no ternary numbers, or the layer is kept."""
+        cost = None if self.chain is None else self.chain.cost
+        return cost if cost is not None and cost.trits else None
+
+    @property
+    def trits_per_weight(self) -> float | None:
+        """Numbers −1, 0 and 1 for each entry of the weight; None where there are none."""
+        cost, shape = self.ternary_cost, self.layer.shape
+        return None if cost is None or not shape else cost.trits / prod(shape)

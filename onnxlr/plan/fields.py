@@ -6,7 +6,7 @@ import json
 from typing import Any, get_args, get_type_hints
 
 from onnxlr.errors import PlanError
-from onnxlr.methods import Options
+from onnxlr.methods import Options, option_names
 
 __all__ = [
     "flag_of",
@@ -110,7 +110,7 @@ def part_of(value: Any, where: str) -> float | None:
 def options_of(kind: type[Options], values: Any, where: str) -> Options:
     """Return the options of a method, each of the type that its field has."""
     hints = get_type_hints(kind)
-    given = object_of(values, where, set(kind.__dataclass_fields__))
+    given = object_of(values, where, set(option_names(kind)))
     for key, value in given.items():
         if not any(_has_type(value, allowed) for allowed in get_args(hints[key]) or (hints[key],)):
             words = [_WORDS[t] for t in get_args(hints[key]) or (hints[key],) if t in _WORDS]

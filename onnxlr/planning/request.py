@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from onnxlr.errors import UsageError
 from onnxlr.layers import Layer
 from onnxlr.lowering import ACTIVATIONS, find_target
-from onnxlr.methods import Options, Recipe, SvdOptions, find_method
+from onnxlr.methods import Options, Recipe, Rounding, SvdOptions, find_method, format_of
 from onnxlr.methods.method import NoOptions
 from onnxlr.metrics import METRICS, SOLVERS
 from onnxlr.numbers import Format
@@ -19,6 +19,12 @@ __all__ = ["ALLOCATIONS", "Request"]
 ALLOCATIONS = ("uniform", "global")
 """One budget for each layer, or one for the whole model."""
 
+_TERNARY_TARGETS = ("onnxlr", "ort")
+"""Targets with operators that take ternary numbers and round the data they come with."""
+
+_OF_INPUTS = ("activation", "kfac")
+"""Metrics that know the covariance of the inputs."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -26,8 +32,13 @@ class Request:
 
     Attributes
     ----------
-    method, options, format, group_size, rounding, activations
+    method, options, format, group_size
         As in `Choice`.
+    rounding
+        As in `Choice`; None is what is usual for the method where there are statistics.
+    activations
+        As in `Choice`; None is `dynamic_int8` for ternary numbers on targets with operators for
+        them, where these can be written so, and `float` elsewhere.
     target, seed
         As in `Plan`.
     selection
@@ -45,7 +56,7 @@ class Request:
     method: str = "svd"
     options: Options = field(default_factory=SvdOptions)
     format: str | None = None
-    activations: str = "float"
+    activations: str | None = None
     target: str = "onnx"
     seed: int = 0
     selection: Selection = field(default_factory=Selection)
@@ -67,7 +78,8 @@ class Request:
         """
         find_method(self.method)
         find_target(self.target)
-        _expect("activations", self.activations, ACTIVATIONS)
+        if self.activations is not None:
+            _expect("activations", self.activations, ACTIVATIONS)
         _expect("allocate", self.allocate, ALLOCATIONS)
         if self.metric is not None:
             _expect("metric", self.metric, METRICS)
@@ -75,25 +87,32 @@ class Request:
             _expect("solver", self.solver, SOLVERS)
             if self.metric != "fisher":
                 raise UsageError(f"solver '{self.solver}' is for metric fisher: give that as well")
-        if self.rounding == "gptq" and self.metric not in (None, "activation", "kfac"):
+        if self.rounding == "gptq" and self.metric not in (None, *_OF_INPUTS):
             raise UsageError(
                 f"rounding gptq feeds errors on by the covariance of the inputs, which metric "
                 f"{self.metric} does not use: leave the metric out, or give activation or kfac"
             )
-        if self.format is None and (self.group_size is not None or self.rounding is not None):
-            raise UsageError("group size and rounding are of a format of few bits: give --format")
-        if self.encoding is not None and self.encoding.is_float and self.activations != "float":
+        encoding = self.encoding
+        if encoding is not None and encoding.is_float and self.activations not in (None, "float"):
             raise UsageError(
-                f"activations {self.activations} are for int8, int4 and int2 formats, not "
+                f"activations {self.activations} are for int8, int4, int2 and ternary formats, not "
                 f"{self.format}"
             )
 
     @property
     def encoding(self) -> Format | None:
         """The format; None for each weight's own type."""
-        if self.format is None:
-            return None
-        return Format.parse(self.format, self.group_size, self.rounding)
+        method = find_method(self.method)
+        return format_of(method, self.format, self.group_size, self.rounding)
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """What data may be computed in, the first that can be written."""
+        if self.activations is not None:
+            return (self.activations,)
+        encoding = self.encoding
+        fast = encoding is not None and encoding.is_ternary and self.target in _TERNARY_TARGETS
+        return ("dynamic_int8", "float") if fast else ("float",)
 
     def with_options(self, layer: Layer, options: Mapping[str, Options] | None) -> Request:
         """Return the request for a layer, with options of its own if it has some."""
@@ -107,7 +126,10 @@ class Request:
     def recipe(self, default_metric: str) -> Recipe:
         """Return how a layer is to be fitted."""
         metric = self.metric or default_metric
-        return Recipe(metric, self.rounding or "nearest", self.bias_correction, self.solver)
+        method, usual = find_method(self.method), "nearest"
+        if isinstance(method, Rounding) and metric in _OF_INPUTS:
+            usual = method.default_rounding
+        return Recipe(metric, self.rounding or usual, self.bias_correction, self.solver)
 
 
 def _expect(what: str, value: str, known: tuple[str, ...]) -> None:

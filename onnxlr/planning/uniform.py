@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from onnxlr.errors import UsageError
 from onnxlr.evidence import Evidence, Knowledge
 from onnxlr.layers import Layer, read_weight
+from onnxlr.lowering import LoweringRefusedError
 from onnxlr.methods import Fit, Options, Setting, find_method, fit_best
 from onnxlr.model import Model
 from onnxlr.plan import Choice, Proposal
@@ -73,8 +74,7 @@ def propose_one(
     try:
         method = find_method(request.method)
         fit = fit_best(method, weight, request.options, setting, known, recipe)
-        proposal = _proposal(layer, request, fit, knowledge.of(layer))
-        size = emitted_bytes(proposal, model, request.target)
+        proposal, size = _written(model, layer, request, fit, knowledge.of(layer))
     except UsageError as error:
         why = str(error)
         if known.fit is None and "needs statistics" in why:
@@ -85,21 +85,45 @@ def propose_one(
     return proposal
 
 
-def _proposal(layer: Layer, request: Request, fit: Fit, evidence: Evidence) -> Proposal:
-    few_bits = request.encoding is not None and not request.encoding.is_float
+def _written(
+    model: Model, layer: Layer, request: Request, fit: Fit, evidence: Evidence
+) -> tuple[Proposal, int]:
+    """Return the proposal of a fit and its bytes, with the first type of data that is possible.
+
+    Raises
+    ------
+    UsageError
+        If it can be written with none.
+    """
+    *preferred, last = request.data
+    for activations in preferred:
+        proposal = _proposal(layer, request, activations, fit, evidence)
+        try:
+            return proposal, emitted_bytes(proposal, model, request.target)
+        except LoweringRefusedError:
+            continue  # the next one is what the layer gets then
+    proposal = _proposal(layer, request, last, fit, evidence)
+    return proposal, emitted_bytes(proposal, model, request.target)
+
+
+def _proposal(
+    layer: Layer, request: Request, activations: str, fit: Fit, evidence: Evidence
+) -> Proposal:
+    encoding = request.encoding
+    few_bits = encoding is not None and not encoding.is_float
     choice = Choice(
         request.method,
         fit.options,
         fit.recipe.metric,
-        request.format,
-        request.activations,
-        group_size=(request.encoding.group or 0) if few_bits and request.encoding else None,
+        encoding.kind if encoding is not None else None,
+        activations,
+        group_size=(encoding.group or 0) if few_bits and encoding else None,
         rounding=fit.recipe.rounding if few_bits else None,
         bias_correction=fit.recipe.bias_correction,
         solver=fit.recipe.solver,
         shrinkage=fit.recipe.shrinkage,
     )
-    extra = adjusted(layer, fit, request.activations, evidence.fit)
+    extra = adjusted(layer, fit, activations, evidence.fit)
     return Proposal(
         layer,
         choice,
