@@ -12,6 +12,7 @@ from onnxlr.errors import UsageError
 from onnxlr.layers import Layer
 from onnxlr.metrics import Frobenius, Metric
 from onnxlr.numbers import Format
+from onnxlr.progress import Progress, silent
 from onnxlr.stages import Chain
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Options",
     "Rounding",
     "Setting",
+    "Versioned",
     "format_of",
     "option_names",
 ]
@@ -69,6 +71,8 @@ class Setting:
     whole_window
         Whether one stage has to take a convolution's whole window, because the node states the
         shape of its output.
+    progress
+        Told what a method that takes long has done of one weight.
     """
 
     format: Format
@@ -79,6 +83,7 @@ class Setting:
     is_table: bool = False
     stored: str = ""
     whole_window: bool = False
+    progress: Progress = silent
 
     @classmethod
     def for_array(
@@ -164,6 +169,17 @@ class Rounding(Protocol):
 
     default_group_size: int
     default_rounding: str
+
+
+@runtime_checkable
+class Versioned(Protocol):
+    """What a method has beside whose fit can go too far, so that the whole model is to judge it."""
+
+    def plainer(self, options: Any, setting: Setting) -> Options | None:
+        """Return the options of a less fitted version of the same size.
+
+        None where there is none. `options` is what `settle` returned.
+        """
 
 
 def format_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, sqrt
 from typing import Any, ClassVar
 
@@ -87,15 +87,6 @@ class TernarySvdOptions(Budget):
         return ", ".join(words)
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """A chain, and what it is judged by."""
-
-    chain: Chain
-    error: float
-    bytes: int
-
-
 class TernarySvd:
     """`W ≈ D⁻¹ U diag(s) Vᵀ` with −1, 0 and 1 in U and V, and a factor for each input in D.
 
@@ -124,12 +115,20 @@ class TernarySvd:
         _check(setting)
         forms = matricisations(weight, setting.groups, options.form, setting.whole_window)
         answers = [_attempt(form, options, setting) for form in forms]
-        fits = [answer for answer in answers if isinstance(answer, _Fit)]
-        if not fits:
+        chains = [answer for answer in answers if isinstance(answer, Chain)]
+        if not chains:
             raise next(answer for answer in answers if isinstance(answer, UsageError))
-        if options.limits_bytes or options.rank is not None:
-            return min(fits, key=lambda fit: fit.error).chain
-        return min(fits, key=lambda fit: fit.bytes).chain
+        if len(chains) == 1:
+            return chains[0]
+        if not (options.limits_bytes or options.rank is not None):
+            return min(chains, key=lambda chain: chain.cost.bytes)
+        exact = weight.astype(np.float64)
+        return min(
+            chains,
+            key=lambda chain: relative_error(
+                setting.metric, exact, chain.reconstruct(), setting.groups
+            ),
+        )
 
     def settle(self, options: TernarySvdOptions, chain: Chain) -> TernarySvdOptions:
         """Return the rank and the form that the chain has."""
@@ -142,6 +141,12 @@ class TernarySvd:
     def heeds_metric(self, options: TernarySvdOptions, setting: Setting) -> bool:  # noqa: ARG002
         """Return whether the fit knows of inputs at all."""
         return options.fit != "published"
+
+    def plainer(self, options: TernarySvdOptions, setting: Setting) -> Options | None:  # noqa: ARG002
+        """Return the options without sweeps: coordinate descent can go too far."""
+        if options.fit == "published" or options.sweeps == 0:
+            return None
+        return replace(options, sweeps=0)
 
 
 def _check(setting: Setting) -> None:
@@ -162,20 +167,12 @@ def _check(setting: Setting) -> None:
 
 def _attempt(
     form: Matricisation, options: TernarySvdOptions, setting: Setting
-) -> _Fit | UsageError:
+) -> Chain | UsageError:
     try:
-        return _fit(form, options, setting)
+        task = _Task.of(form, options, setting)
+        return task.chain(task.parts())
     except UsageError as error:
         return error
-
-
-def _fit(form: Matricisation, options: TernarySvdOptions, setting: Setting) -> _Fit:
-    task = _Task.of(form, options, setting)
-    parts = task.parts()
-    chain = task.chain(parts)
-    weight = form.canonical.astype(np.float64)
-    error = relative_error(setting.metric, weight, chain.reconstruct(), setting.groups)
-    return _Fit(chain, error, chain.cost.bytes)
 
 
 @dataclass(frozen=True)
@@ -273,7 +270,7 @@ class _Task:
         goal = self.goals[part]
         if self.options.fit == "published":
             return Published(goal.matrix, self.setting.seed)
-        return Alternating(goal, self.options.sweeps, self.setting.seed)
+        return Alternating(goal, self.options.sweeps, self.setting.seed, self.setting.progress)
 
     def _limit(self) -> float | None:
         """Return the error that is allowed, None where the budget is a size."""

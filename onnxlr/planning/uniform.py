@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from onnxlr.errors import UsageError
 from onnxlr.evidence import Evidence, Knowledge
@@ -41,7 +42,7 @@ def propose(
     for position, layer in enumerate(layers):
         progress("factorizing", position, len(layers))
         own = request.with_options(layer, options)
-        yield kept(layer, own) or propose_one(model, layer, own, knowledge)
+        yield kept(layer, own) or propose_one(model, layer, own, knowledge, progress=progress)
     progress("factorizing", len(layers), len(layers))
 
 
@@ -59,6 +60,7 @@ def propose_one(
     request: Request,
     knowledge: Knowledge,
     evidence: Evidence | None = None,
+    progress: Progress = silent,
 ) -> Proposal:
     """Fit one layer, and keep it where that does not pay.
 
@@ -69,7 +71,7 @@ def propose_one(
     """
     weight = read_weight(model, layer)
     known = knowledge.of(layer) if evidence is None else evidence
-    setting = Setting.for_layer(layer, request.encoding, request.seed)
+    setting = replace(Setting.for_layer(layer, request.encoding, request.seed), progress=progress)
     recipe = request.recipe(known.default_metric)
     try:
         method = find_method(request.method)

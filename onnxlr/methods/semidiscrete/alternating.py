@@ -14,6 +14,7 @@ from onnxlr.methods.semidiscrete.descent import descend
 from onnxlr.methods.semidiscrete.growth import grow
 from onnxlr.methods.semidiscrete.spreading import spread
 from onnxlr.methods.semidiscrete.terms import Fitted, Goal, Terms
+from onnxlr.progress import Progress, silent
 
 __all__ = ["Alternating", "ErrorOf"]
 
@@ -28,7 +29,7 @@ class Effort:
     Attributes
     ----------
     entries
-        Of the largest such matrix.
+        Of the largest such matrix, or of its covariance.
     revisions
         Sweeps over all terms for each trit that an entry of the matrix has.
     alternations
@@ -57,6 +58,9 @@ _EFFORTS = (
 )
 """For ever larger matrices: the gain is the same, and the time more."""
 
+_QUICK = 2**20
+"""Entries of a matrix whose terms are found within a few seconds."""
+
 _LEFT_TO_FINISH = 1.5
 """Part of an error's limit from which on the last sweeps cannot be expected to reach it."""
 
@@ -84,11 +88,14 @@ class Alternating:
         Sweeps of coordinate descent in the end; as many as the matrix's size allows if not given.
     seed
         Of the random starts.
+    progress
+        Told how many terms of a large matrix there are.
     """
 
     goal: Goal
     sweeps: int | None = None
     seed: int = 0
+    progress: Progress = silent
 
     def of_count(self, count: int) -> Terms:
         """Return that many terms; fewer if they are exact before."""
@@ -99,6 +106,8 @@ class Alternating:
             if more.count == grown.count:
                 break
             grown, step = more, step + 1
+            if self._work > _QUICK:
+                self.progress("finding ternary terms", grown.count, count)
             if self._growing.error(grown) <= _EXACT:
                 break
         return self._finished(grown)
@@ -141,7 +150,13 @@ class Alternating:
 
     @property
     def _effort(self) -> Effort:
-        return next(effort for effort in _EFFORTS if self.goal.matrix.size <= effort.entries)
+        return next(effort for effort in _EFFORTS if self._work <= effort.entries)
+
+    @property
+    def _work(self) -> int:
+        """Entries of the matrix or of its covariance: products with them take most of the time."""
+        covariance = self.goal.covariance
+        return max(self.goal.matrix.size, 0 if covariance is None else covariance.size)
 
     @property
     def _step(self) -> int:

@@ -56,13 +56,13 @@ def _sweep(side: Floats, gram: Floats, gradient: Floats) -> None:
         Minus half of it, `(terms, n)`; kept up to date.
     """
     count = len(side)
-    diagonal = np.maximum(np.diagonal(gram), np.finfo(np.float32).tiny)
+    step = _inverse(np.diagonal(gram))
     for begin in range(0, count, _BLOCK):
         end = min(begin + _BLOCK, count)
         own = gradient[begin:end].copy()
         changes = np.empty_like(own)
         for term in range(begin, end):
-            best = np.clip(np.rint(own[term - begin] / diagonal[term] + side[term]), -1, 1)
+            best = np.clip(np.rint(own[term - begin] * step[term] + side[term]), -1, 1)
             change = best - side[term]
             changes[term - begin], side[term] = change, best
             later = gram[term + 1 : end, term]
@@ -85,14 +85,13 @@ def _sweep_rows(rows: Floats, gram: Floats, gradient: Floats, covariance: Floats
         `(inputs, inputs)`.
     """
     inputs = len(rows)
-    tiny = np.finfo(np.float32).tiny
-    curvature = np.maximum(np.diagonal(gram), tiny)
+    curvature = np.diagonal(gram)
     for begin in range(0, inputs, _BLOCK):
         end = min(begin + _BLOCK, inputs)
         own = gradient[begin:end]
         seen = np.zeros_like(own)
         for row in range(begin, end):
-            weight = max(float(covariance[row, row]), float(tiny))
+            weight = float(covariance[row, row])
             here = row - begin
             _settle_row(rows[row], own[here], seen[here], gram, curvature, weight)
             later = covariance[row + 1 : end, row]
@@ -108,7 +107,7 @@ def _settle_row(
     Changes made at once disturb each other; where that would raise the error, half of them are.
     `seen` gets the sum of the changes' rows of `gram`.
     """
-    step = np.float32(1 / weight) / curvature
+    step = _inverse(np.float32(weight) * curvature)
     begin, most = 0, _TOGETHER
     while True:
         best = np.clip(np.rint(row[begin:] + gradient[begin:] * step[begin:]), -1, 1)
@@ -130,3 +129,9 @@ def _settle_row(
         if len(some) == len(changed):
             return
         begin = int(places[-1]) + 1
+
+
+def _inverse(curvature: Floats) -> Floats:
+    """Return `1/c`, and 0 where an entry makes no difference, so that it stays what it is."""
+    steps = np.zeros_like(curvature)
+    return np.divide(1, curvature, out=steps, where=curvature > np.finfo(np.float32).tiny)

@@ -28,23 +28,26 @@ def spread(fitted: Fitted) -> Terms:
     """Return as many terms, of which those that stand out are copies, and the weakest are gone.
 
     As many copies are made as lower the error of fit and rounding together; none where nothing
-    stands out. The error of fit doubles for each trit a weight that is left out, as it halves with
-    each in growth; that of rounding is the variance of equal steps.
+    stands out. The error of fit is expected to double for each trit a weight that is left out, as
+    it halves with each in growth; where it grows by more, the terms are left as they are. That of
+    rounding is the variance of equal steps.
     """
-    spare = _worthwhile(fitted)
+    spare = _worthwhile(fitted) if fitted.terms.count else 0
     if not spare:
         return fitted.terms
     terms, left = fitted.terms, fitted.terms.count - spare
     strongest = np.sort(np.argsort(-fitted.energies, kind="stable")[:left])
     kept = Terms(terms.left[strongest], terms.right[strongest], terms.strengths[strongest])
-    fitted = Fitted.of(kept, fitted.goal).solved()
+    fewer = Fitted.of(kept, fitted.goal).solved()
     for _ in range(_SWEEPS):
-        fitted = descend(fitted)
-    terms = fitted.terms
+        fewer = descend(fewer)
     copies = np.ones(left, np.int64)
-    sizes = _sizes(fitted)
+    sizes = _sizes(fewer)
     for _ in range(spare):
         copies[np.argmax(sizes / copies)] += 1
+    if _squared(fewer) + _rounding(fewer, copies) >= _squared(fitted) + _rounding(fitted):
+        return fitted.terms
+    terms = fewer.terms
     return Terms(
         np.repeat(terms.left, copies, axis=0),
         np.repeat(terms.right, copies, axis=0),
@@ -57,17 +60,25 @@ def _worthwhile(fitted: Fitted) -> int:
     count = fitted.terms.count
     inputs, outputs = fitted.goal.matrix.shape
     trits = (inputs + outputs) / (inputs * outputs)
-    squared = fitted.goal.error(fitted.terms) ** 2 * fitted.goal.total
-    sizes = _sizes(fitted)
-    widths = np.diagonal(fitted.common_right).astype(np.float64)
+    squared, sizes = _squared(fitted), _sizes(fitted)
     copies = np.ones(count, np.int64)
     errors = []
     for spare in range(int(_MOST * count) + 1):
-        steps = _squared_peak(sizes / copies) / _STEPS**2
-        rounding = steps / 12 * float(np.square(copies) @ widths)
-        errors.append(squared * 4 ** (spare * trits) + rounding)
+        errors.append(squared * 4 ** (spare * trits) + _rounding(fitted, copies))
         copies[np.argmax(sizes / copies)] += 1
     return int(np.argmin(errors))
+
+
+def _squared(fitted: Fitted) -> float:
+    """Return the squared error of the fit."""
+    return fitted.goal.error(fitted.terms) ** 2 * fitted.goal.total
+
+
+def _rounding(fitted: Fitted, copies: npt.NDArray[np.int64] | None = None) -> float:
+    """Return the squared error of rounding the sums of terms in so many copies each."""
+    made = np.ones(fitted.terms.count, np.int64) if copies is None else copies
+    steps = _squared_peak(_sizes(fitted) / made) / _STEPS**2
+    return steps / 12 * float(np.square(made) @ np.diagonal(fitted.common_right).astype(np.float64))
 
 
 def _sizes(fitted: Fitted) -> npt.NDArray[np.float64]:
