@@ -15,6 +15,7 @@ from onnxlr.planning.allocation import allocate
 from onnxlr.planning.request import Request
 from onnxlr.planning.sequential import SequentialTask, fit_in_sequence
 from onnxlr.planning.uniform import kept, propose, propose_one
+from onnxlr.planning.whole import WholeTask, judge_by_whole
 from onnxlr.progress import Progress, silent
 from onnxlr.rewriting import check_plan, follow_choice, follow_plan
 from onnxlr.version import VERSION
@@ -98,7 +99,9 @@ def make_plan(
             ),
         )
     else:
-        proposals = propose(model, layers, request, knowledge, progress, options)
+        whole = WholeTask(model, request, knowledge, sources, reopen, isolate, progress)
+        fitted = propose(model, layers, request, knowledge, progress, options)
+        proposals = judge_by_whole(whole, fitted)
     observed: tuple[str, ...] | None = tuple(layer.name for layer in meant)
     if sources.statistics is not None or len(meant) == sum(layer.skip is None for layer in layers):
         observed = None

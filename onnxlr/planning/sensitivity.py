@@ -1,11 +1,11 @@
-"""How much a model's outputs suffer when single weights are replaced, measured by running it."""
+"""How much a model's outputs suffer when weights are replaced, measured by running it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,32 +20,35 @@ _WORST = 1e6
 
 Array = npt.NDArray[Any]
 
+Files: TypeAlias = "str | Sequence[str]"
+"""An `.npz` file, or several with the arrays of one after the other, the later ones counting."""
+
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """A task: run a model whose weights are inputs, with one of them replaced at a time.
+    """A task: run a model whose weights are inputs, with some of them replaced in each trial.
 
     Attributes
     ----------
     model
         File of the model; the weights in question are inputs of its graph.
     weights
-        `.npz` file with the original under the name of each such input.
+        Files with the original under the name of each such input.
     trials
-        `.npz` files, in order, each with one replacement under the name of its input.
+        In order, the files of each trial, with replacements under the names of their inputs.
     feeds
         Files of inputs.
     """
 
     model: str
-    weights: str
-    trials: Sequence[str]
+    weights: Files
+    trials: Sequence[Files]
     feeds: Sequence[str]
     function: ClassVar[str] = "onnxlr.planning.sensitivity:measure"
 
 
 def measure(
-    model: str, weights: str, trials: Sequence[str], feeds: Sequence[str]
+    model: str, weights: Files, trials: Sequence[Files], feeds: Sequence[str]
 ) -> dict[str, Any]:
     """Return for each trial the squared relative distance of the float outputs.
 
@@ -58,17 +61,25 @@ def measure(
     """
     try:
         runner = open_runner(model, LEVELS[0])
-        originals = read_arrays(Path(weights))
+        originals = _read(weights)
         inputs = [read_arrays(Path(feed)) for feed in feeds]
         expected = [_floats(run_model(runner, {**originals, **feed})) for feed in inputs]
         damages = []
         for trial in trials:
-            changed = {**originals, **read_arrays(Path(trial))}
+            changed = {**originals, **_read(trial)}
             found = [_floats(run_model(runner, {**changed, **feed})) for feed in inputs]
             damages.append(_damage(expected, found))
     except ExecutionError as error:
         raise ExecutionError(f"its sensitivity cannot be measured: {error}") from None
     return {"damages": damages}
+
+
+def _read(files: Files) -> dict[str, Array]:
+    """Return the arrays of all files."""
+    found: dict[str, Array] = {}
+    for file in [files] if isinstance(files, str) else files:
+        found |= read_arrays(Path(file))
+    return found
 
 
 def _floats(outputs: Sequence[Any]) -> list[Array]:

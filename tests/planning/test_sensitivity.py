@@ -283,6 +283,29 @@ def test_two_layers_one_at_a_time(tmp_path: Path) -> None:
         np.testing.assert_allclose(found[layer], expected, rtol=1e-4)
 
 
+def test_all_files_of_a_trial_count_together(tmp_path: Path) -> None:
+    """Two weights are replaced at once; the originals are in a file each as well."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "V"], ["h"]),
+        helper.make_node("MatMul", ["h", "W"], ["y"]),
+    ]
+    arrays = {name: normal(6, 6, seed=i) for i, name in enumerate(("V", "W", "V'", "W'"))}
+    feed = {"x": normal(4, 6, seed=7)}
+    model = model_of(nodes, feed | {n: arrays[n] for n in "VW"}, ["y"], {})
+    onnx.save(model, tmp_path / "m.onnx")
+    files = {name: str(tmp_path / f"{i}.npz") for i, name in enumerate([*arrays, "x"])}
+    for name, file in files.items():
+        store_arrays(Path(file), {name[0]: (arrays | feed)[name]})
+    trials = [[files["V'"], files["W'"]], files["W'"], []]
+    found = measure(str(tmp_path / "m.onnx"), [files["V"], files["W"]], trials, [files["x"]])
+    y, *others = (
+        feed["x"].astype(np.float64) @ arrays[v] @ arrays[w]
+        for v, w in (("V", "W"), ("V'", "W'"), ("V", "W'"), ("V", "W"))
+    )
+    expected = [np.sum((y - z) ** 2) / np.sum(y**2) for z in others]
+    np.testing.assert_allclose(found["damages"], expected, rtol=1e-4, atol=1e-12)
+
+
 def test_the_original_does_no_damage(tmp_path: Path) -> None:
     model, feeds = convolution()
     layer, weight = only_layer(model)
