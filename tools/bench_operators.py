@@ -33,10 +33,11 @@ if str(ROOT) not in sys.path:
 
 from onnxlr.runtime.library import describe_ops  # noqa: E402  # the folder above must be known
 from tools import operator_tables as tables  # noqa: E402
+from tools.grids import Grid  # noqa: E402
 from tools.operator_chains import model_of, open_session  # noqa: E402
 from tools.operator_contenders import PEERS, Contender, DynamicInt8, Ternary  # noqa: E402
 from tools.operator_convolutions import time_convolutions  # noqa: E402
-from tools.operator_tables import Cell, Grid  # noqa: E402
+from tools.operator_tables import Cell  # noqa: E402
 from tools.operator_timing import Bench, Effort, bench_scaling, say  # noqa: E402
 
 T = TypeVar("T")

@@ -15,8 +15,7 @@ import argparse
 import json
 import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,112 +27,13 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-import onnxlr  # noqa: E402  # the folder above must be known first
-from tools.fetch_models import Unavailable  # noqa: E402
+from tools.fetch_models import Unavailable  # noqa: E402  # the folder above must be known first
+from tools.measured_files import Bench, Result  # noqa: E402
 from tools.measured_rows import ROWS, Ours, Row  # noqa: E402
-from tools.measured_tasks import TASKS, Task, write_feeds  # noqa: E402
-from tools.timing import compare_latency  # noqa: E402
+from tools.measured_tasks import TASKS, Task  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-ANY = "cosine>=0"
-"""The tolerance of onnxlr's rows: how far outputs differ is what is measured here."""
-
-
-@dataclass
-class Result:
-    """One row of the table; what could not be measured is None."""
-
-    name: str
-    megabytes: float | None = None
-    score: float | None = None
-    milliseconds: float | None = None
-    latency: float | None = None
-    latency_low: float | None = None
-    latency_high: float | None = None
-    seconds: float | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A task with its inputs on disk, and a folder for what is made."""
-
-    task: Task
-    folder: Path
-    calibration: Path
-    comparison: Path
-    rounds: int
-
-    @property
-    def statistics(self) -> Path:
-        """What the layers' inputs are like, observed once for all rows."""
-        return self.folder / "statistics.npz"
-
-    def observe(self) -> Result:
-        """Observe the layers' inputs, and say how long that took."""
-        start = time.perf_counter()
-        onnxlr.observe(self.task.model, self.calibration, self.statistics, mask=self.task.mask)
-        return Result("(statistics for all calibrated rows)", seconds=time.perf_counter() - start)
-
-    @classmethod
-    def prepare(cls, task: Task, folder: Path, rounds: int) -> Bench:
-        """Write the task's inputs below `folder`."""
-        calibration = write_feeds(task.calibration, folder / "calibration")
-        comparison = write_feeds(task.comparison, folder / "comparison")
-        return cls(task, folder, calibration, comparison, rounds)
-
-    def original(self) -> Result:
-        """Measure the model itself."""
-        result = Result("original")
-        self._measure(self.task.model, result)
-        return result
-
-    def measure(self, row: Row, number: int) -> Result:
-        """Make the file of a row and measure it; never raises for what the row does."""
-        result = Result(row.name)
-        output = self.folder / f"{number:02}.onnx"
-        start = time.perf_counter()
-        try:
-            self._make(row, output)
-        except Exception as error:  # noqa: BLE001  # a row may fail in any way, and the next is due
-            result.error = _line(error)
-        result.seconds = time.perf_counter() - start
-        if output.exists():
-            try:
-                self._measure(output, result)
-            except Exception as error:  # noqa: BLE001
-                result.error = _line(error)
-        return result
-
-    def _make(self, row: Row, output: Path) -> None:
-        if not isinstance(row, Ours):
-            row.make(self.task.model, output)
-            return
-        arguments = dict(row.arguments)
-        if row.calibrated:
-            arguments |= {"statistics": self.statistics, "calibration": self.calibration}
-            arguments |= {"mask": self.task.mask} if self.task.mask else {}
-        onnxlr.rewrite(
-            self.task.model, output, tolerance=ANY, keep=True, data=self.comparison, **arguments
-        )
-
-    def _measure(self, path: Path, result: Result) -> None:
-        result.megabytes = sum(file.stat().st_size for file in _files(path)) / 1e6
-        result.score = self.task.score(path)
-        _, own = compare_latency([self.task.model, path], self.task.timing, self.rounds)
-        result.milliseconds = own.milliseconds
-        result.latency, result.latency_low, result.latency_high = own.ratio, own.low, own.high
-
-
-def _files(model: Path) -> list[Path]:
-    data = model.with_name(f"{model.name}.data")
-    return [model, data] if data.exists() else [model]
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def choose(rows: Sequence[Row], patterns: Sequence[str]) -> list[Row]:

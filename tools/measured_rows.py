@@ -1,4 +1,4 @@
-"""What `tools/measure_accuracy.py` makes of a model, row by row: peers first, then onnxlr."""
+"""What the measuring tools make of a model, row by row: peers first, then onnxlr."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from tools.minilm import LINEARS, WORDS
 from tools.peers import dynamic_int8, matmul_4_bits
 
-__all__ = ["ROWS", "Ours", "Peer", "Row"]
+__all__ = ["ROWS", "TERNARY_ROWS", "Again", "Ours", "Peer", "Row"]
 
 MATRICES = ("MatMul", "Gemm")
 
@@ -33,7 +33,17 @@ class Ours:
     calibrated: bool = True
 
 
-Row = Peer | Ours
+@dataclass(frozen=True)
+class Again:
+    """A file of the plan of a row before, for another target."""
+
+    name: str
+    of: str
+    target: str
+    calibrated: bool = True
+
+
+Row = Peer | Ours | Again
 
 PEERS: tuple[Row, ...] = (
     Peer("ORT dynamic int8", dynamic_int8),
@@ -124,3 +134,18 @@ _OCR: tuple[Row, ...] = (
 
 ROWS: dict[str, tuple[Row, ...]] = {"minilm": _MINILM, "ocr": _OCR}
 """By task."""
+
+
+def _ternary(method: str, name: str, **options: Any) -> tuple[Row, ...]:
+    """Return a row of the op library's kernels, and one of its plan for ONNX Runtime alone."""
+    arguments = {"method": method, "layers": (LINEARS,), "target": "onnxlr", **options}
+    kernels = f"{name}, onnxlr"
+    return Ours(kernels, arguments), Again(f"{name}, ort", kernels, "ort")
+
+
+TERNARY_ROWS: tuple[Row, ...] = (
+    *(peer for peer in PEERS if peer.name.endswith(("matrices only", " asymmetric"))),
+    *(row for r in (2, 3, 4) for row in _ternary("ternary_svd", f"ternary_svd {r}", ratio=r)),
+    *(row for count in (1, 2, 3) for row in _ternary("ternary", f"ternary ×{count}", terms=count)),
+)
+"""Of the encoder of MiniLM: ternary methods, with the number of trits a weight or of terms."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["TASKS", "Task", "mean_cosine", "minilm_task", "ocr_task", "write_feeds"]
+__all__ = [
+    "TASKS",
+    "Task",
+    "mean_cosine",
+    "minilm_task",
+    "ocr_task",
+    "sentences_of_lengths",
+    "write_feeds",
+]
 
 Feeds = dict[str, Any]
 
@@ -36,6 +44,8 @@ class Task:
     timing: Sequence[Feeds]
     mask: str | None = None
     """The input that marks the samples' real positions."""
+    held_out: Sequence[Feeds] = ()
+    """What the score is of, where single layers are to be judged on the same."""
 
 
 def minilm_task(calibration: int = 512, held_out: int = 300) -> Task:
@@ -59,7 +69,39 @@ def minilm_task(calibration: int = 512, held_out: int = 300) -> Task:
         comparison=feeds[:1],
         timing=list(minilm.batches(sentences[:8], size=1)),
         mask="attention_mask",
+        held_out=feeds,
     )
+
+
+def sentences_of_lengths(task: Task, least: int = 16, most: int = 64, count: int = 8) -> Task:
+    """Return MiniLM's task with other sentences to time: held out, evenly from short to long.
+
+    Parameters
+    ----------
+    task
+        What `minilm_task` returns.
+    least, most
+        Tokens of a sentence, with the two that mark its ends.
+    count
+        Sentences, each a batch of its own.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer of such lengths.
+    """
+    rows = []
+    for feeds in task.held_out:
+        for row, mask in enumerate(feeds["attention_mask"]):
+            length = int(mask.sum())
+            if least <= length <= most:
+                cut = {name: value[row : row + 1, :length] for name, value in feeds.items()}
+                rows.append(cut)
+    if len(rows) < count:
+        raise ValueError(f"{len(rows)} held-out sentences have {least} to {most} tokens")
+    rows.sort(key=lambda feeds: feeds["attention_mask"].size)
+    places = np.linspace(0, len(rows) - 1, count).round().astype(int)
+    return replace(task, timing=[rows[place] for place in places])
 
 
 def ocr_task(calibration: int = 128, held_out: int = 200) -> Task:

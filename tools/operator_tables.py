@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
+from tools.grids import Grid
 from tools.timing import Latency, ratios
 
 __all__ = [
@@ -19,7 +17,6 @@ __all__ = [
     "SHARE_TARGET",
     "TARGETS",
     "Cell",
-    "Grid",
     "convolution_grid",
     "geometric_mean",
     "ratio_grid",
@@ -71,33 +68,6 @@ class Cell:
     def ours(self, isa: str) -> list[str]:
         """Return the names of our contenders with this instruction set."""
         return [name for name, kernel in self.kernels.items() if kernel == isa]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table with its heading; a cell may carry rich's markup."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-
-    def table(self) -> Table:
-        """Return it for a terminal, without the title."""
-        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-        for number, name in enumerate(self.header):
-            table.add_column(name, justify="right" if number and name else "left", no_wrap=True)
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
-    def markdown(self) -> str:
-        """Return it for a page."""
-        lines = [f"## {self.title}", "", _line(self.header), "|" + "---|" * len(self.header)]
-        return "\n".join([*lines, *(_line(row) for row in self.rows), ""])
-
-
-def _line(words: Iterable[str]) -> str:
-    return f"| {' | '.join(Text.from_markup(word).plain for word in words)} |"
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -41,7 +41,7 @@ _RUNS = 4
 _SHARE = 0.8
 """Part of all damage that the layers which are fitted again do together, the worst first."""
 
-_MOST = 4
+_MOST = 8
 """One layer in so many is fitted again at most, one at least: fits take long."""
 
 _BY_OUTPUTS = (None, "frobenius", "activation")

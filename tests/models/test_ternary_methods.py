@@ -156,6 +156,7 @@ def test_the_plan_records_ranks(files) -> None:
 
 @pytest.mark.models
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the model had IR version:onnxlr.errors.OnnxlrWarning")
 @pytest.mark.parametrize("name", ["ppocr-v4-rec", "ppocr-cls"])
 @pytest.mark.parametrize("target", ["onnx", "onnxlr"])
 def test_a_convolutional_model(name: str, target: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tests of `tools/measure_accuracy.py` on a model of one product; onnxlr's part is recorded."""
+"""Tests of `tools/measure_accuracy.py` on a model of one product."""
 
 from __future__ import annotations
 
@@ -6,97 +6,20 @@ import json
 import shutil
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
-import onnxlr
+from tests.tools.small_task import small_task
 from tools import measure_accuracy
-from tools.measure_accuracy import Bench, Result, choose, main, table
+from tools.measure_accuracy import choose, main, table
+from tools.measured_files import Result
 from tools.measured_rows import ROWS, Ours, Peer
-from tools.measured_tasks import Task, mean_cosine
-
-FEEDS = [{"x": np.ones((2, 4), np.float32)}, {"x": np.zeros((1, 4), np.float32)}]
+from tools.measured_tasks import mean_cosine
 
 
 @pytest.fixture
 def task(tmp_path):
-    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
-    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["rows", 4]) for n in "xy")
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
-    graph = helper.make_graph(nodes, "product", [x], [y], [weight])
-    opset = [helper.make_opsetid("", 17)]
-    path = tmp_path / "model.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
-    return Task("small", path, "half", lambda _: 0.5, FEEDS, FEEDS[:1], FEEDS, mask="x")
-
-
-@pytest.fixture
-def bench(task, tmp_path):
-    return Bench.prepare(task, tmp_path / "made", rounds=2)
-
-
-def test_original_is_measured_against_itself(bench):
-    result = bench.original()
-    assert result.score == 0.5
-    assert result.megabytes == bench.task.model.stat().st_size / 1e6
-    assert result.seconds is None
-    assert result.latency_low <= result.latency <= result.latency_high
-
-
-def test_external_data_counts(bench):
-    def make(model, output):
-        shutil.copy(model, output)
-        output.with_name(f"{output.name}.data").write_bytes(bytes(1_000_000))
-
-    result = bench.measure(Peer("copy", make), 1)
-    assert result.megabytes == 1 + bench.task.model.stat().st_size / 1e6
-
-
-def test_a_failing_row_says_why_and_has_no_score(bench):
-    def fail(_model, _output):
-        raise RuntimeError("no such\nkernel")
-
-    result = bench.measure(Peer("failing", fail), 1)
-    assert result.error == "RuntimeError: no such kernel"
-    assert (result.score, result.megabytes, result.latency) == (None, None, None)
-    assert result.seconds >= 0
-
-
-def test_a_row_that_fails_and_leaves_a_file_has_both(bench):
-    def fail(model, output):
-        shutil.copy(model, output)
-        raise RuntimeError("outputs differ")
-
-    result = bench.measure(Peer("failing", fail), 1)
-    assert result.error == "RuntimeError: outputs differ"
-    assert result.score == 0.5
-
-
-@pytest.mark.parametrize("calibrated", [False, True])
-def test_rows_of_onnxlr_are_its_arguments(bench, monkeypatch, calibrated):
-    asked = {}
-
-    def rewrite(model, output, **arguments):
-        asked.update(arguments)
-        shutil.copy(model, output)
-
-    monkeypatch.setattr(onnxlr, "rewrite", rewrite)
-    result = bench.measure(Ours("ours", {"ratio": 0.5}, calibrated), 1)
-    assert result.error is None
-    assert result.score == 0.5
-    data = asked.pop("data")
-    files = sorted(data.iterdir())
-    with np.load(files[0]) as arrays:
-        np.testing.assert_array_equal(arrays["x"], FEEDS[0]["x"])
-    assert len(files) == 1
-    expected = {"ratio": 0.5, "tolerance": "cosine>=0", "keep": True}
-    if calibrated:
-        calibration = asked.pop("calibration")
-        assert len(list(calibration.iterdir())) == 2
-        expected |= {"mask": "x", "statistics": bench.statistics}
-    assert asked == expected
+    return small_task(tmp_path)
 
 
 def test_rows_are_chosen_by_pattern():
