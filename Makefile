@@ -13,6 +13,9 @@ cpp_sources := $(wildcard custom_ops/*.cc custom_ops/*.h custom_ops/*/*.cc custo
 demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py
 
+# Workers share the processors: with several BLAS threads each they would wait for one another.
+test test-all test-lowest: export OPENBLAS_NUM_THREADS = 1
+
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto -m "not slow"
 

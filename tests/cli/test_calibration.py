@@ -450,7 +450,7 @@ REFUSED: dict[str, tuple[list[object], list[str]]] = {
     "unknown format": (["--format", "int3"], ["format 'int3'", "int4"]),
     "int8 data of floats": (
         ["--format", "float16", "--activations", "dynamic_int8"],
-        ["activations dynamic_int8 are for int8, int4 and int2 formats, not float16"],
+        ["activations dynamic_int8 are for int8, int4, int2 and ternary formats, not float16"],
     ),
     "unknown activations": (["--activations", "int8"], ["activations 'int8' is unknown"]),
     "unknown target": (["--target", "tensorrt"], ["target 'tensorrt' is unknown", "onnx, ort"]),
