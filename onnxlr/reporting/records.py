@@ -111,3 +111,8 @@ def _print_ternary(console: Console, records: Sequence[LayerRecord]) -> None:
         "multiplications for one row of data, or for one place in the output of each step of a "
         "convolution: counts, which do not say how long they take[/]"
     )
+    if any(record.choice.method == "ternary_svd" for record in ternary):
+        console.print(
+            "[dim]a ternary SVD takes three to four trits, six to eight bits, for the quality of int4 "
+            "with GPTQ: what it is for is additions, and speed on few rows, not the smallest file[/]"
+        )

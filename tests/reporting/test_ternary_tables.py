@@ -118,6 +118,13 @@ def test_counts_are_not_called_time(tmp_path: Path) -> None:
     assert not re.search(r"faster|slower|speed", words)
 
 
+def test_a_ternary_svd_is_not_called_the_smallest_form(tmp_path: Path) -> None:
+    sentence = "not the smallest file"
+    for method, options in (("ternary_svd", {"ratio": 2.0}), ("ternary", {"terms": 2})):
+        text = printed(print_rewrite, rewritten(tmp_path, classifier(), method=method, **options))
+        assert (sentence in " ".join(text.split())) == (method == "ternary_svd")
+
+
 @pytest.mark.parametrize("activations", ["float", "dynamic_int8"])
 @pytest.mark.parametrize("names", ["short", "long"])
 def test_tables_fit_in_80_columns_and_cut_nothing(
