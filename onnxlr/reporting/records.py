@@ -113,6 +113,7 @@ def _print_ternary(console: Console, records: Sequence[LayerRecord]) -> None:
     )
     if any(record.choice.method == "ternary_svd" for record in ternary):
         console.print(
-            "[dim]a ternary SVD takes three to four trits, six to eight bits, for the quality of int4 "
-            "with GPTQ: what it is for is additions, and speed on few rows, not the smallest file[/]"
+            "[dim]a ternary SVD takes three to four trits (six to eight bits) a weight for the "
+            "quality of int4 with GPTQ: it is for additions and for speed on few rows, not the "
+            "smallest file[/]"
         )
