@@ -25,7 +25,7 @@ from onnxlr.methods.matricisation import Matricisation, matricisations
 from onnxlr.model import Model
 from onnxlr.model.saving import write_model
 from onnxlr.planning.opened import open_weights
-from onnxlr.planning.sensitivity import Sensitivity
+from onnxlr.planning.sensitivity import Sensitivity, store_feeds
 from onnxlr.planning.uniform import kept
 from onnxlr.progress import Progress
 from onnxlr.runtime import run_task, store_arrays
@@ -39,9 +39,6 @@ Vector = npt.NDArray[np.float64]
 
 _CUTS = (0.15, 0.3, 0.5, 0.75)
 """Ranks to measure, as parts of the rank at which factors have as many parameters as the weight."""
-
-_RUNS = 4
-"""Most held-out runs of the calibration data that every trial is run on."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +208,7 @@ def allocate(
                 trials.append(str(file))
         progress("preparing trials", 1, 1)
         store_arrays(folder / "weights.npz", originals)
-        feeds = _feeds(folder, model, sources)
+        feeds = store_feeds(folder, model, sources)
         task = Sensitivity(str(folder / "opened.onnx"), str(folder / "weights.npz"), trials, feeds)
         progress(f"measuring sensitivity, {len(trials)} trials", 0, 1)
         damages = iter(run_task(task, model.name, isolate)["damages"])
@@ -254,13 +251,3 @@ def _prepare(
         raise UsageError(f"no factors of a {rows}×{columns} weight are smaller than itself")
     ranks = tuple(sorted({max(round(cut * most), 1) for cut in _CUTS}))
     return _Layer(layer, form, spectrum, metric.covariance, ranks)
-
-
-def _feeds(folder: Path, model: Model, sources: Sources) -> list[str]:
-    """Store the inputs that every trial is run on."""
-    files = []
-    for position, feed in enumerate(sources.held_out(model, _RUNS)):
-        file = folder / f"feed-{position:06}.npz"
-        store_arrays(file, feed)
-        files.append(str(file))
-    return files

@@ -11,9 +11,21 @@ import numpy as np
 import numpy.typing as npt
 from ml_dtypes import bfloat16
 
-from onnxlr.runtime import LEVELS, ExecutionError, open_runner, read_arrays, run_model
+from onnxlr.calibration import Sources
+from onnxlr.model import Model
+from onnxlr.runtime import (
+    LEVELS,
+    ExecutionError,
+    open_runner,
+    read_arrays,
+    run_model,
+    store_arrays,
+)
 
-__all__ = ["Sensitivity", "measure"]
+__all__ = ["Sensitivity", "measure", "store_feeds"]
+
+_RUNS = 4
+"""Most held-out runs of the calibration data that every trial is run on."""
 
 _WORST = 1e6
 """Damage of outputs that overflow: no number that damages could be weighed against."""
@@ -45,6 +57,16 @@ class Sensitivity:
     trials: Sequence[Files]
     feeds: Sequence[str]
     function: ClassVar[str] = "onnxlr.planning.sensitivity:measure"
+
+
+def store_feeds(folder: Path, model: Model, sources: Sources) -> list[str]:
+    """Store the held-out inputs that every trial is run on, and return their files."""
+    files = []
+    for position, feed in enumerate(sources.held_out(model, _RUNS)):
+        file = folder / f"feed-{position:06}.npz"
+        store_arrays(file, feed)
+        files.append(str(file))
+    return files
 
 
 def measure(

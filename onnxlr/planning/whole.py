@@ -25,7 +25,7 @@ from onnxlr.model import Model
 from onnxlr.model.saving import write_model
 from onnxlr.plan import Proposal
 from onnxlr.planning.opened import OpenedWeight, open_weights
-from onnxlr.planning.sensitivity import Sensitivity
+from onnxlr.planning.sensitivity import Sensitivity, store_feeds
 from onnxlr.progress import Progress
 from onnxlr.rewriting import adjusted
 from onnxlr.runtime import run_task, store_arrays
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from onnxlr.planning.request import Request
 
 __all__ = ["WholeTask", "judge_by_whole"]
-
-_RUNS = 4
-"""Most held-out runs of the calibration data that every trial is run on."""
 
 _SHARE = 0.8
 """Part of all damage that the layers which are fitted again do together, the worst first."""
@@ -170,15 +167,13 @@ class _Bench:
         layers = [proposal.layer for proposal in proposals]
         opened, inputs = open_weights(work.reopen(), layers, corrected)
         write_model(opened, folder, "opened.onnx")
-        weights, feeds = [], []
+        weights = []
         for number, layer in enumerate(layers):
             weights.append(str(folder / f"weight-{number:06}.npz"))
             own = inputs[layer.name]
             original = own.arranged(read_weight(work.model, layer)) | own.corrected()
             store_arrays(Path(weights[-1]), original)
-        for number, feed in enumerate(work.sources.held_out(work.model, _RUNS)):
-            feeds.append(str(folder / f"feed-{number:06}.npz"))
-            store_arrays(Path(feeds[-1]), feed)
+        feeds = store_feeds(folder, work.model, work.sources)
         return cls(work, folder, inputs, tuple(weights), tuple(feeds))
 
     def store(self, proposals: Sequence[Proposal], version: str) -> dict[str, str]:
