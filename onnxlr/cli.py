@@ -146,7 +146,7 @@ def plan(
     output
         File to write the plan to; printed if not given.
     method
-        What approximates every layer.
+        What approximates every layer: svd, ternary_svd, ternary, quantize or keep.
     layers
         Shell pattern of layers to rewrite, as inspect names them; all if not given. Repeatable.
     skip
@@ -213,7 +213,7 @@ def rewrite(
     plan
         A plan made by `onnxlr plan`, instead of --method and its options.
     method
-        What approximates every layer.
+        What approximates every layer: svd, ternary_svd, ternary, quantize or keep.
     layers
         Shell pattern of layers to rewrite, as inspect names them; all if not given. Repeatable.
     skip

@@ -213,8 +213,9 @@ def rewrite(
     plan
         A plan or its file, instead of `method`, `options` and what else a plan holds.
     method, **options
-        What approximates every layer, and how far: for `svd` one of `rank`, `ratio`, `bits`,
-        `energy`, `max_error` (default 0.05).
+        What approximates every layer, and how far: for `svd` and `ternary_svd` one of `rank`,
+        `ratio`, `bits`, `energy`, `max_error` (default 0.05), for `ternary_svd` also
+        `tolerance_spectral`, `fit` and `sweeps`; for `ternary` its `terms`.
     layers, skip
         Shell patterns of layers to rewrite (all, if none) and to leave alone.
     format

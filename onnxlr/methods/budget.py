@@ -23,7 +23,8 @@ class Budget:
     rank
         The rank itself; never more than the weight's smaller side.
     ratio
-        Parameters of the factors as a fraction of the weight's, 0 < ratio.
+        Parameters of the factors as a fraction of the weight's, 0 < ratio; of ternary_svd trits for
+        each entry of the weight.
     bits
         Stored bits for each entry of the original weight, scales included.
     energy

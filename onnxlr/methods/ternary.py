@@ -28,7 +28,7 @@ class TernaryOptions:
     Attributes
     ----------
     terms
-        1, 2 or 3; 2 if not given. Each takes 2 bits for every entry, and its scales.
+        Of ternary: 1, 2 or 3; 2 if not given. Each takes 2 bits for every entry, and its scales.
     """
 
     terms: int | None = None

@@ -55,8 +55,8 @@ class TernarySvdOptions(Budget):
     Attributes
     ----------
     tolerance_spectral
-        One more budget: largest relative error `‖W − Ŵ‖₂/‖W‖₂` in the spectral norm, above 0 and
-        below 1, as the published method has it.
+        Of ternary_svd, one more budget: largest relative error `‖W − Ŵ‖₂/‖W‖₂` in the spectral
+        norm, above 0 and below 1, as the published method has it.
     fit
         Of ternary_svd: `alternating`, the default, or `published`, the paper's direct transition,
         which knows no inputs.
