@@ -23,6 +23,7 @@ from onnxlr.flags import (
     Fitting,
     Json,
     Known,
+    MethodName,
     Patterns,
     Seed,
     Switch,
@@ -128,7 +129,7 @@ def plan(
     model: Path,
     *,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
-    method: str = "svd",
+    method: MethodName = "svd",
     flags: Any = None,
     layers: Patterns = (),
     skip: Patterns = (),
@@ -146,7 +147,7 @@ def plan(
     output
         File to write the plan to; printed if not given.
     method
-        What approximates every layer: svd, ternary_svd, ternary, quantize or keep.
+        One of those that docs/methods.md describes.
     layers
         Shell pattern of layers to rewrite, as inspect names them; all if not given. Repeatable.
     skip
@@ -186,7 +187,7 @@ def rewrite(
     *,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
     plan: Path | None = None,
-    method: str = "svd",
+    method: MethodName = "svd",
     flags: Any = None,
     layers: Patterns = (),
     skip: Patterns = (),
@@ -213,7 +214,7 @@ def rewrite(
     plan
         A plan made by `onnxlr plan`, instead of --method and its options.
     method
-        What approximates every layer: svd, ternary_svd, ternary, quantize or keep.
+        One of those that docs/methods.md describes.
     layers
         Shell pattern of layers to rewrite, as inspect names them; all if not given. Repeatable.
     skip

@@ -20,6 +20,7 @@ __all__ = [
     "Fitting",
     "Json",
     "Known",
+    "MethodName",
     "Patterns",
     "Seed",
     "Switch",
@@ -41,6 +42,7 @@ def _whole(_: object, tokens: Sequence[Any]) -> int:
 WHOLE = Parameter(converter=_whole)
 FLAT = Parameter(name="*")
 Seed = Annotated[int, WHOLE]
+MethodName = Annotated[str, Parameter(help=f"What approximates every layer: {', '.join(METHODS)}.")]
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from math import inf, sqrt
 from typing import Any, ClassVar
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from onnxlr.errors import UsageError
 from onnxlr.methods.budget import Budget
-from onnxlr.methods.matricisation import KernelForm, Matricisation, form_of, matricisations
+from onnxlr.methods.matricisation import Matricisation, form_of, matricisations
 from onnxlr.methods.method import Options, Setting
+from onnxlr.methods.scaled_rows import ScaledRows, smallest_kept
 from onnxlr.methods.semidiscrete import (
     Alternating,
     ErrorOf,
@@ -23,7 +23,7 @@ from onnxlr.methods.semidiscrete import (
     Terms,
     spectral_norm,
 )
-from onnxlr.metrics import Metric, relative_error
+from onnxlr.metrics import Frobenius, relative_error
 from onnxlr.numbers import Encoded, Format
 from onnxlr.stages import Chain, Convolution, Linear, Scale, Stage
 
@@ -181,44 +181,24 @@ class _Task:
 
     Attributes
     ----------
-    scales
-        Factor of each input or channel, `(inputs,)`; None where all are alike.
     rows
-        The same for each row of each part, `(parts, rows)`.
-    units
-        What the matrix of each part was divided by, so that float32 holds it, `(parts,)`.
+        Its matrices, their rows scaled.
     """
 
     form: Matricisation
     options: TernarySvdOptions
     setting: Setting
-    goals: Sequence[Goal]
-    scales: Matrix | None
-    rows: Matrix
-    units: Matrix
+    rows: ScaledRows
 
     @classmethod
     def of(cls, form: Matricisation, options: TernarySvdOptions, setting: Setting) -> _Task:
-        stack = form.matrices().astype(np.float64)
-        stack = stack.reshape(-1, *stack.shape[-2:])
-        covariances = None
-        if options.fit != "published":
-            covariances = _row_covariances(form, setting.metric, len(stack))
-        rows = np.ones(stack.shape[:2])
-        scales = None
-        if covariances is not None:
-            scales, rows = _row_scales(form, covariances, setting.compute)
-            covariances = _relative(covariances / rows[:, :, None] / rows[:, None, :])
-        stack = stack * rows[:, :, None]
-        units = _units(stack)
-        goals = [
-            Goal(
-                (matrix / unit).astype(np.float32),
-                None if covariances is None else covariances[part].astype(np.float32),
-            )
-            for part, (matrix, unit) in enumerate(zip(stack, units, strict=True))
-        ]
-        return cls(form, options, setting, goals, scales, rows, units)
+        metric = Frobenius() if options.fit == "published" else setting.metric
+        return cls(form, options, setting, ScaledRows.of(form, metric, setting.compute))
+
+    @property
+    def goals(self) -> Sequence[Goal]:
+        """What the terms of each part are to approximate."""
+        return self.rows.goals
 
     def parts(self) -> list[Terms]:
         """Return the terms of each part, as many in all of them."""
@@ -282,7 +262,7 @@ class _Task:
 
     def _error(self, part: int) -> ErrorOf:
         """Return what the error of a part's terms is, in what the budget is given in."""
-        goal, rows = self.goals[part], self.rows[part].astype(np.float32)[:, None]
+        goal, rows = self.goals[part], self.rows.factors[part].astype(np.float32)[:, None]
         if self.options.tolerance_spectral is None:
             return goal.error
         whole = spectral_norm(goal.matrix / rows) or 1.0
@@ -298,7 +278,7 @@ class _Task:
         else:
             scale, own = self.setting.compute.itemsize, Format("ternary")
             size = self.form.matrices().size
-            fixed = 0 if self.scales is None else len(self.scales) * scale
+            fixed = 0 if self.rows.scales is None else len(self.rows.scales) * scale
             each = self.form.bytes(8, own, scale) - self.form.bytes(0, own, scale)
             start = self.form.bytes(0, own, scale) + fixed
             count = ((options.bits or inf) * size / 8 - start) / (each / 8)
@@ -311,81 +291,21 @@ class _Task:
         batch = self.form.matrices().shape[:-2]
         left = np.stack([terms.left.T for terms in parts])
         right = np.stack([terms.right for terms in parts])
-        strengths = np.stack([terms.strengths for terms in parts]) * self.units[:, None]
+        strengths = np.stack([terms.strengths for terms in parts]) * self.rows.units[:, None]
         plain = self.form.chain(
             left.reshape(*batch, *left.shape[1:]).astype(np.float64),
             right.reshape(*batch, *right.shape[1:]).astype(np.float64),
         )
         compute = self.setting.compute
-        kept = np.maximum(strengths, _smallest(compute)).astype(compute)
+        kept = np.maximum(strengths, smallest_kept(compute)).astype(compute)
         first, second = plain.stages
         stages: list[Stage] = [_ternary(first, kept), _ternary(second, None, compute)]
-        if self.scales is not None:
+        if self.rows.scales is not None:
             groups, axes = self.setting.groups, None
             if groups is not None:
                 axes = self.form.canonical.ndim - 2
-            stages.insert(0, Scale(self.scales.astype(compute), axes, groups or 1))
+            stages.insert(0, Scale(self.rows.scales.astype(compute), axes, groups or 1))
         return Chain(tuple(stages))
-
-
-def _row_covariances(form: Matricisation, metric: Metric, parts: int) -> Matrix | None:
-    """Return what the metric says of the rows of each part, `(parts, rows, rows)`."""
-    if metric.name == "frobenius":
-        return None
-    if metric.covariance is not None:
-        found = form.first_covariance(metric.covariance)
-        return np.asarray(np.broadcast_to(found, (parts, *found.shape[1:])))
-    diagonals = [weighing.left for weighing in form.weighings(metric)]
-    return np.stack([np.diag(np.square(np.asarray(diagonal))) for diagonal in diagonals])
-
-
-def _row_scales(
-    form: Matricisation, covariances: Matrix, compute: np.dtype[Any]
-) -> tuple[Matrix, Matrix]:
-    """Return the factors `1/d` of inputs or channels, and `d` of the rows of each part.
-
-    `d² = max(diag C, ε)`, of a channel the mean over its places in the window; a stack has one
-    input, so that its matrices share it. The factors are those that the float type holds, so that
-    nothing is lost by keeping them; the root of its largest number leaves room for data.
-    """
-    diagonals = np.diagonal(covariances, axis1=1, axis2=2)
-    if isinstance(form, KernelForm):
-        channels = form.kernel.shape[1]
-        squares = diagonals.reshape(len(diagonals), channels, -1).mean(axis=2)
-        places = diagonals.shape[1] // channels
-    else:
-        squares, places = diagonals.mean(axis=0, keepdims=True), 1
-    squares = np.maximum(squares, 1e-6 * float(squares.mean()))
-    largest = sqrt(float(ml_dtypes.finfo(compute).max))  # type: ignore[no-untyped-call]
-    factors = np.clip(1 / np.sqrt(squares), _smallest(compute), largest)
-    factors = factors.astype(compute).astype(np.float64)
-    rows = np.broadcast_to(np.repeat(1 / factors, places, axis=1), diagonals.shape)
-    return factors.reshape(-1), np.asarray(rows)
-
-
-def _relative(covariances: Matrix) -> Matrix:
-    """Return covariances whose mean diagonal is 1, so that float32 holds them."""
-    mean = np.trace(covariances, axis1=1, axis2=2).mean() / covariances.shape[-1]
-    return np.asarray(covariances / mean)
-
-
-def _units(stack: Matrix) -> Matrix:
-    """Return the root mean square of each matrix, 1 of those of zeros."""
-    largest = np.abs(stack).max(axis=(1, 2))
-    largest = np.where(largest > 0, largest, 1.0)
-    squares = np.square(stack / largest[:, None, None])
-    roots = np.sqrt(squares.mean(axis=(1, 2)))
-    return np.asarray(np.where(roots > 0, largest * roots, 1.0))
-
-
-def _smallest(compute: np.dtype[Any]) -> float:
-    """Return the smallest number that scales are kept as.
-
-    The smallest normal one, but of float16, which runtimes compute in float32: strengths of small
-    weights are below it.
-    """
-    own = ml_dtypes.finfo(compute)  # type: ignore[no-untyped-call]
-    return float(own.smallest_subnormal if compute == np.float16 else own.tiny)
 
 
 def _ternary(

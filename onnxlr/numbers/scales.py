@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes  # gives numpy the type bfloat16
 import numpy as np
 import numpy.typing as npt
+
+from onnxlr.numbers.formats import Format
 
 __all__ = ["expand", "stored"]
 
@@ -22,6 +23,6 @@ def expand(values: npt.NDArray[Any], inputs: int, group: int | None) -> npt.NDAr
 
 def stored(scales: Matrix, compute: npt.DTypeLike) -> Matrix:
     """Return scales as the model's float type will hold them: never below its smallest normal."""
-    limits = ml_dtypes.finfo(np.dtype(compute))  # type: ignore[no-untyped-call]
-    inside = np.clip(scales, float(limits.tiny), float(limits.max))
+    own = Format(np.dtype(compute).name)
+    inside = np.clip(scales, own.smallest, own.largest)
     return np.asarray(inside.astype(compute).astype(np.float64))
