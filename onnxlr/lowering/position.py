@@ -9,7 +9,7 @@ import numpy as np
 from onnx import helper
 
 from onnxlr.layers import Layout, Site
-from onnxlr.stages import Convolution, Linear, Scale, Stored
+from onnxlr.stages import Convolution, Fold, Linear, ModeProduct, Scale, Stored
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -41,7 +41,7 @@ class Position:
     """
 
     site: Site
-    stage: Stored | Scale
+    stage: Stored | Scale | Fold | ModeProduct
     ends: bool
     bias: gs.Tensor | None = None
     output: str | None = None
@@ -55,8 +55,22 @@ class Position:
     @property
     def features(self) -> int:
         """Features of the stage's result."""
-        flipped = isinstance(self.stage, Linear) and self.site.transposed
-        return int(self.stage.shape[-2 if flipped else -1])
+        return int(self.stage.shape[-2 if self._is_flipped else -1])
+
+    @property
+    def inputs(self) -> int:
+        """Features of the stage's data."""
+        return int(self.stage.shape[-1 if self._is_flipped else -2])
+
+    @property
+    def _is_flipped(self) -> bool:
+        return isinstance(self.stage, Linear | ModeProduct) and self.site.transposed
+
+    def feature_axis(self, rank: int) -> int:
+        """Return the axis of the features of data of that rank."""
+        if self.site.is_convolution:
+            return 1
+        return rank - 1 if rank == 1 or self.site.layout is Layout.LAST else rank - 2
 
     @property
     def is_gemm(self) -> bool:
@@ -94,9 +108,10 @@ class Position:
         if self.bias is None:
             raise ValueError("nothing is added here")
         if self.site.is_convolution:
-            shape = (1, -1, *[1] * (len(self.site.operand.dims) - 2))
-            wanted = nodes.constant(np.array(shape, np.int64), self, "bias_shape")
-            return nodes.add("Reshape", [self.bias, wanted], "BiasReshape", None)
+            ones = [1] * (len(self.site.operand.dims) - 2)
+            wanted = nodes.constant(np.array((1, -1, *ones), np.int64), self, "bias_shape")
+            dims = (1, self.features, *ones)
+            return nodes.add("Reshape", [self.bias, wanted], "BiasReshape", dims)
         if self.beta == 1:
             return self.bias
         factor = nodes.constant(np.array(self.beta, nodes.dtype), self, "beta")
@@ -109,16 +124,13 @@ class Position:
         if dims is None:
             return None
         changed = list(dims)
+        changed[self.feature_axis(len(dims))] = self.features
         if self.site.is_convolution:
             data = self.site.data_dims
             if data is None:
                 return None
-            changed[1] = self.features
             for axis in range(len(dims) - 2):
                 changed[axis + 2] = (dims if axis in self.slid else data)[axis + 2]
-        else:
-            axis = -1 if self.site.layout is Layout.LAST else -2
-            changed[0 if len(dims) == 1 else axis] = self.features
         return tuple(changed)
 
     def _attributes(self, *names: str) -> dict[str, Any]:

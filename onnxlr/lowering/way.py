@@ -11,13 +11,27 @@ import numpy as np
 from onnxlr.layers import Layout, Site
 from onnxlr.lowering.biases import Bias
 from onnxlr.lowering.context import Context
+from onnxlr.lowering.features import Seen, see
+from onnxlr.lowering.folding import fold
+from onnxlr.lowering.mode_products import multiply_mode
 from onnxlr.lowering.nodes import Nodes
 from onnxlr.lowering.place import Place
 from onnxlr.lowering.position import Position
 from onnxlr.lowering.scaling import refuses_scaling, scale
 from onnxlr.lowering.targets import LoweringRefusedError, Target
 from onnxlr.lowering.ternary_operator import TernaryOperatorLowering
-from onnxlr.stages import Adjustment, Chain, Convolution, Range, Scale, Stage, Stored, Sum
+from onnxlr.stages import (
+    Adjustment,
+    Chain,
+    Convolution,
+    Fold,
+    ModeProduct,
+    Range,
+    Scale,
+    Stage,
+    Stored,
+    Sum,
+)
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -54,7 +68,9 @@ class Way:
             )
 
     def _ordered(self, chain: Chain) -> Sequence[Stage]:
-        return chain.stages[::-1] if self.site.transposed else chain.stages
+        if not self.site.transposed:
+            return chain.stages
+        return [s.inverse if isinstance(s, Fold) else s for s in reversed(chain.stages)]
 
     def _follow(
         self,
@@ -66,30 +82,73 @@ class Way:
         slid: frozenset[int] = frozenset(),
         ranges: Sequence[Range] | None = None,
     ) -> gs.Tensor:
+        data: gs.Tensor | Seen = x
         scaled: Scale | None = None
         for position, stage in enumerate(stages):
             last = position == len(stages) - 1
             name, added = (output, bias) if last else (None, None)
-            if isinstance(stage, Sum):
-                x = self._branch(stage, x, name, added, ends and last, slid)
-                slid |= _slid_by(stage)
-                continue
-            if isinstance(stage, Scale):
-                if not last and isinstance(stages[position + 1], Stored):
-                    scaled = stage  # an operator that scales its inputs itself may take it
-                else:
-                    x = self._scale(x, Position(self.site, stage, ends and last, added, name, slid))
-                continue
-            if not isinstance(stage, Stored):
-                raise TypeError(f"{type(stage).__name__} is no stage that can be written")
-            before = slid
-            if isinstance(stage, Convolution):
-                slid |= frozenset(stage.window)
+            before, slid = slid, slid | _slid_by(stage)
             known = None if ranges is None else (ranges[position], ranges[position + 1])
-            place = Place(self.site, stage, ends and last, added, name, slid, known)
-            x = self._write(x, place, scaled, before)
-            scaled = None
-        return x
+            if isinstance(stage, Fold | ModeProduct):
+                here = Position(self.site, stage, ends and last, added, name, slid)
+                data = self._apart(data, here, known, last)
+                continue
+            x = self._whole(data)
+            if isinstance(stage, Scale) and not last and isinstance(stages[position + 1], Stored):
+                scaled = stage  # an operator that scales its inputs itself may take it
+            elif isinstance(stage, Scale):
+                x = self._scale(x, Position(self.site, stage, ends and last, added, name, slid))
+            elif isinstance(stage, Sum):
+                x = self._branch(stage, x, name, added, ends and last, before)
+            elif isinstance(stage, Stored):
+                place = Place(self.site, stage, ends and last, added, name, slid, known)
+                x, scaled = self._write(x, place, scaled, before), None
+            else:
+                raise TypeError(f"{type(stage).__name__} is no stage that can be written")
+            data = x
+        return self._whole(data)
+
+    def _whole(self, data: gs.Tensor | Seen) -> gs.Tensor:
+        return data.joined(self.nodes) if isinstance(data, Seen) else data
+
+    def _apart(
+        self,
+        data: gs.Tensor | Seen,
+        position: Position,
+        ranges: tuple[Range, Range] | None,
+        last: bool,
+    ) -> gs.Tensor | Seen:
+        """Write a stage that takes features apart; they are joined where the stage is the last."""
+        seen = data if isinstance(data, Seen) else see(data, position)
+        if seen is None:
+            raise LoweringRefusedError(
+                f"target {self.target.name} cannot take features apart: that needs the rank of "
+                f"their data, which is not known"
+            )
+        if isinstance(position.stage, Fold):
+            seen = fold(self.nodes, seen, position)
+        else:
+            bare = self._without_bias(ranges, position)
+            activations = self.context.activations
+            seen = multiply_mode(self.nodes, seen, position, self._chosen, bare, activations)
+        if not last:
+            return seen
+        return position.finish(self.nodes, seen.joined(self.nodes, position.product_output))
+
+    def _chosen(self, x: gs.Tensor, place: Place) -> gs.Tensor:
+        return self.target.choose(self.context, place).emit(self.nodes, x, place)
+
+    def _without_bias(
+        self, ranges: tuple[Range, Range] | None, position: Position
+    ) -> tuple[Range, Range] | None:
+        """Return the ranges of a stage whose bias is added behind it; None if that is not known."""
+        if ranges is None or position.bias is None or not self.site.is_convolution:
+            return ranges  # products of integers ask for the range of their data only
+        numbers = self.bias.numbers
+        if numbers is None or not numbers.size or position.bias is not self.bias.within:
+            return None
+        data, (low, high) = ranges
+        return data, (low - float(numbers.max()), high - float(numbers.min()))
 
     def _write(
         self, x: gs.Tensor, place: Place, scaled: Scale | None, before: frozenset[int]
@@ -128,15 +187,18 @@ class Way:
         for number, other in enumerate(others):
             term = self._follow(self._ordered(other), x, None, nothing, ends, slid)
             name = output if number == len(others) - 1 else None
-            dims = self.site.output_dims if ends else None
+            same = total.shape if total.shape == term.shape else None  # stacks would be broadcast
+            dims = self.site.output_dims if ends else same
             total = self.nodes.add("Add", [total, term], "Sum", dims, None, name)
         return total
 
 
-def _slid_by(stage: Sum) -> frozenset[int]:
-    """Return the spatial axes along which a sum's branches move the window."""
-    steps = [step for branch in stage.branches for step in branch.stages]
-    return frozenset(a for step in steps if isinstance(step, Convolution) for a in step.window)
+def _slid_by(stage: Stage) -> frozenset[int]:
+    """Return the spatial axes along which a stage moves the window."""
+    if isinstance(stage, Sum):
+        steps = [step for branch in stage.branches for step in branch.stages]
+        return frozenset[int]().union(*map(_slid_by, steps))
+    return frozenset(stage.window if isinstance(stage, Convolution | ModeProduct) else ())
 
 
 def _data(nodes: Nodes, site: Site, inputs: int) -> gs.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 from operator import add
 from typing import Any, Protocol
 
@@ -12,6 +13,9 @@ import numpy.typing as npt
 
 from onnxlr.numbers import Format
 from onnxlr.stages.cost import Cost
+from onnxlr.stages.fold import Fold
+from onnxlr.stages.linear import Linear
+from onnxlr.stages.mode_product import ModeProduct
 from onnxlr.stages.scale import Scale
 
 __all__ = ["Chain", "Stage"]
@@ -91,6 +95,8 @@ class Chain:
 
         That is `(*batch, inputs, outputs)`, or `(outputs, inputs/groups, *kernel)`.
         """
+        if any(isinstance(s, ModeProduct) and s.axes is None for s in self.stages):
+            return self._from_smallest()
         first, *rest = self.stages
         if isinstance(first, Scale) and rest:
             dense = first.before(rest.pop(0).dense())
@@ -98,6 +104,23 @@ class Chain:
             dense = first.dense()
         for stage in rest:
             dense = stage.after(dense)
+        return dense
+
+    def _from_smallest(self) -> npt.NDArray[np.float64]:
+        """Return the matrix of a chain, from its smallest step on to both ends.
+
+        Steps along a mode are small as they are stored, and large as matrices.
+        """
+        sizes = [prod(stage.shape[-2:]) for stage in self.stages]
+        start = sizes.index(min(sizes))
+        dense = self.stages[start].dense()
+        for stage in self.stages[start + 1 :]:
+            dense = stage.after(dense)
+        for stage in reversed(self.stages[:start]):
+            if not isinstance(stage, Linear | ModeProduct | Fold):
+                dense = stage.dense() @ dense
+            else:
+                dense = stage.preceding(dense)
         return dense
 
     def encoded(self, format: Format, compute: npt.DTypeLike = np.float32) -> Chain:

@@ -27,6 +27,10 @@ class Linear(Stored):
         """Return the matrix of a step `dense` followed by this one."""
         return self.apply(dense)
 
+    def preceding(self, dense: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the matrix of this step followed by one of matrix `dense`."""
+        return np.asarray(self.dense() @ dense)
+
     def apply(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Return `x @ W` in float64; `x` has shape `(..., inputs)`."""
         product: npt.NDArray[np.float64] = np.asarray(x, np.float64) @ self.weight.decode()
