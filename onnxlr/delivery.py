@@ -22,7 +22,8 @@ from onnxlr.model.saving import copy_model, staging, write_model
 from onnxlr.plan import Plan
 from onnxlr.planning import Making, take_plan
 from onnxlr.progress import Progress
-from onnxlr.rewriting import METADATA_KEY, LayerRecord, Rewriting
+from onnxlr.records import LayerRecord
+from onnxlr.rewriting import METADATA_KEY, Rewriting
 from onnxlr.verification import Report, Subject, TernaryNodes, Tolerance, prove
 
 __all__ = ["Conditions", "Delivery", "RewriteResult", "verify_files"]

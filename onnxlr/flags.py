@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, make_dataclass
+from functools import reduce
 from inspect import getdoc
+from itertools import takewhile
+from operator import or_
 from pathlib import Path
+from textwrap import dedent, indent
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from cyclopts import Parameter
@@ -39,7 +43,16 @@ def _whole(_: object, tokens: Sequence[Any]) -> int:
     return int(tokens[0].value)
 
 
+def _whole_or_text(_: object, tokens: Sequence[Any]) -> int | str:
+    """Read a whole number where it is one; the method judges any other text."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        return str(tokens[0].value)
+
+
 WHOLE = Parameter(converter=_whole)
+WHOLE_OR_TEXT = Parameter(converter=_whole_or_text)
 FLAT = Parameter(name="*")
 Seed = Annotated[int, WHOLE]
 MethodName = Annotated[str, Parameter(help=f"What approximates every layer: {', '.join(METHODS)}.")]
@@ -127,29 +140,51 @@ NOTHING = Known()
 
 
 def with_method_flags(function: Function) -> Function:
-    """Give a command's parameter `flags` one flag for each option of each method."""
-    flags: dict[str, Any] = {}
-    documentation = ["Options of the methods.", "", "Attributes", "----------"]
+    """Give a command's parameter `flags` one flag for each option of each method.
+
+    An option that several methods have is one flag. It takes what any of them takes, and its help
+    is what each says of it, the general before what begins with `Of` and names methods.
+    """
+    types: dict[str, set[Any]] = {}
+    texts: dict[str, list[str]] = {}
     for method in METHODS.values():
         hints = get_type_hints(method.options)
-        flags |= {name: _flag(hints[name]) for name in option_names(method.options)}
-        documentation += [_attributes(kind) for kind in reversed(method.options.__mro__)]
-    members = [(name, hint, field(default=None)) for name, hint in flags.items()]
+        for name in option_names(method.options):
+            types.setdefault(name, set()).update(get_args(hints[name]) or (hints[name],))
+            text = _documentation(method.options, name)
+            if text and text not in texts.setdefault(name, []):
+                texts[name].append(text)
+    lines = ["Options of the methods.", "", "Attributes", "----------"]
+    for name in types:
+        said = sorted(texts.get(name, ()), key=lambda text: text.startswith("Of "))
+        lines += [name, indent("\n".join(said), "    ")]
+    members = [(name, _flag(kinds), field(default=None)) for name, kinds in types.items()]
     kind = make_dataclass("MethodFlags", members)
     # cyclopts opens up classes of any module but the standard library's, which this would count to.
-    kind.__module__, kind.__doc__ = __name__, "\n".join(documentation)
+    kind.__module__, kind.__doc__ = __name__, "\n".join(lines)
     function.__annotations__["flags"] = Annotated[kind, Parameter(name="*")]
     return function
 
 
-def _attributes(kind: type) -> str:
-    """Return what a class's own docstring says of its attributes."""
-    text = getdoc(kind) if "__doc__" in vars(kind) else None
-    return (text or "").partition("----------\n")[2]
+def _documentation(options: type[Any], name: str) -> str:
+    """Return what a class says of an attribute, or the nearest of its bases that says something."""
+    for kind in options.__mro__:
+        text = getdoc(kind) if "__doc__" in vars(kind) else None
+        attributes = (text or "").partition("Attributes\n----------\n")[2].split("\n")
+        for position, line in enumerate(attributes):
+            if name in line.split(", ") and not line.startswith(" "):
+                rest = attributes[position + 1 :]
+                said = takewhile(lambda text: not text or text.startswith(" "), rest)
+                return dedent("\n".join(said)).strip()
+    return ""
 
 
-def _flag(hint: Any) -> Any:
-    return Annotated[hint, WHOLE] if int in get_args(hint) else hint
+def _flag(kinds: set[Any]) -> Any:
+    """Return the type of a flag that takes values of any of some types."""
+    hint = reduce(or_, sorted(kinds, key=str))
+    if int not in kinds:
+        return hint
+    return Annotated[hint, WHOLE_OR_TEXT if str in kinds else WHOLE]
 
 
 def given(flags: Any) -> dict[str, Any]:

@@ -18,13 +18,13 @@ from onnxlr.methods.adjusting import adjustments
 from onnxlr.model import Model, Splice, splice
 from onnxlr.plan import Choice, Plan, Proposal
 from onnxlr.progress import Progress, silent
+from onnxlr.records import LayerRecord
 from onnxlr.reference import with_dense_weight
 from onnxlr.stages import Adjustment
 from onnxlr.statistics import Moments, PairMoments
 
 __all__ = [
     "METADATA_KEY",
-    "LayerRecord",
     "Piece",
     "Rewriting",
     "adjusted",
@@ -37,50 +37,6 @@ __all__ = [
 
 METADATA_KEY = "onnxlr.plan"
 """Key under which a rewritten model's metadata holds the plan that made it."""
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """What became of a layer.
-
-    Attributes
-    ----------
-    name, operator, nodes, shape
-        As in `Layer`.
-    choice
-        The plan's entry.
-    error
-        Relative Frobenius error `‖W − Ŵ‖/‖W‖`; None where the layer is kept.
-    output_error, plain_error, importance_variance, importance_gain
-        As in `Proposal`.
-    bytes_before, bytes_after
-        Of its nodes and tensors in the file.
-    trits_per_weight
-        Numbers −1, 0 and 1 for each entry of the weight; None, as what follows, where the chain has
-        none.
-    nonzeros
-        Of these numbers, those that are not 0.
-    additions, multiplications
-        Of the chain for one row of data, or for one place in the output of each stage of a
-        convolution. They are counts, and no measure of time.
-    """
-
-    name: str
-    operator: str
-    nodes: tuple[str, ...]
-    shape: tuple[int, ...] | None
-    choice: Choice
-    error: float | None
-    bytes_before: int
-    bytes_after: int
-    output_error: float | None = None
-    plain_error: float | None = None
-    importance_variance: float | None = None
-    importance_gain: float | None = None
-    trits_per_weight: float | None = None
-    nonzeros: int | None = None
-    additions: int | None = None
-    multiplications: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,27 +113,7 @@ class Rewriting:
             model.proto = onnx.ModelProto()
 
     def _record(self, proposal: Proposal, error: float | None, before: int, after: int) -> None:
-        layer, cost = proposal.layer, proposal.ternary_cost
-        self.records.append(
-            LayerRecord(
-                layer.name,
-                layer.operator,
-                layer.nodes,
-                layer.shape,
-                proposal.choice,
-                error,
-                before,
-                after,
-                proposal.error,
-                proposal.plain_error,
-                proposal.importance_variance,
-                proposal.importance_gain,
-                proposal.trits_per_weight,
-                None if cost is None else cost.nonzeros,
-                None if cost is None else cost.additions,
-                None if cost is None else cost.multiplications,
-            )
-        )
+        self.records.append(LayerRecord.of(proposal, error, before, after))
 
     def finish(self, plan: Plan) -> None:
         """Change both models; the rewritten one gets the plan into its metadata."""

@@ -16,6 +16,7 @@ from onnxlr.plan import SCHEMA, Choice, Plan
 from tests.classifier import classifier
 
 Budget = METHODS["svd"].options
+Ranks = METHODS["tucker"].options
 
 budgets = st.one_of(
     st.integers(1, 10_000).map(lambda rank: Budget(rank=rank)),
@@ -24,6 +25,13 @@ budgets = st.one_of(
     st.floats(1e-6, 1).map(lambda energy: Budget(energy=energy)),
     st.floats(0, 0.999).map(lambda error: Budget(max_error=error)),
     st.just(Budget()),
+)
+sizes = st.lists(st.integers(1, 2**31 - 1), min_size=1, max_size=6).map(tuple)
+ranks = st.one_of(
+    st.builds(
+        Ranks, rank=st.integers(1, 10_000) | sizes, modes=st.none() | st.tuples(sizes, sizes)
+    ),
+    st.builds(Ranks, ratio=st.floats(1e-6, 100), form=st.sampled_from([None, "channels", "full"])),
 )
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 choices = st.one_of(
@@ -36,6 +44,7 @@ choices = st.one_of(
         activations=st.sampled_from(["float", "dynamic_int8"]),
         reason=st.none() | texts,
     ),
+    st.builds(Choice, st.just("tucker"), ranks),
 )
 plans = st.builds(
     Plan,
@@ -92,6 +101,35 @@ def test_the_message_has_the_place_once() -> None:
     assert str(error.value) == (
         "my.json: layers['a'].options.rank: found [], expected a whole number"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [(12, 12), ("12", 12), ("8x12", "8x12"), ((8, 12), "8x12"), ("08x12", "8x12")],
+)
+def test_ranks_are_written_as_a_number_or_a_text(given: object, written: object) -> None:
+    plan = Plan({"a": Choice("tucker", Ranks(rank=given))}, None, "onnx", 0, "1")
+    assert json.loads(plan.dumps())["layers"]["a"]["options"] == {"rank": written}
+    assert Plan.loads(plan.dumps()) == plan
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ('{"rank": "8y"}', ": rank 8y is not a whole number of at least 1, nor several as in 8x12"),
+        ('{"rank": 1.5}', ".rank: found 1.5, expected a whole number or a string"),
+        ('{"rank": "2", "ratio": 0.5}', ": rank and ratio are both given, expected one budget"),
+    ],
+)
+def test_ranks_that_are_none_are_refused_with_their_place(options: str, message: str) -> None:
+    text = (
+        '{"schema": "onnxlr.plan/1", "layers": {"a": {"method": "tucker", "options": '
+        + options
+        + "}}}"
+    )
+    with pytest.raises(PlanError) as error:
+        Plan.loads(text, "my.json")
+    assert str(error.value) == f"my.json: layers['a'].options{message}"
 
 
 def test_a_plan_can_be_given_as_an_object_or_a_file(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from onnxlr.rewriting import LayerRecord
+    from onnxlr.records import LayerRecord
 
 __all__ = ["Bench", "Counts", "Result"]
 

@@ -2,7 +2,16 @@
 
 from onnxlr.methods.budget import Budget
 from onnxlr.methods.fitting import Fit, Recipe, fit_as_told, fit_best
-from onnxlr.methods.method import Keep, Method, Options, Rounding, Setting, format_of, option_names
+from onnxlr.methods.method import (
+    Keep,
+    Method,
+    Options,
+    Ordered,
+    Rounding,
+    Setting,
+    format_of,
+    option_names,
+)
 from onnxlr.methods.quantize import Quantize, QuantizeOptions
 from onnxlr.methods.registry import METHODS, find_method, options_for
 from onnxlr.methods.spectrum import Spectrum
@@ -17,6 +26,7 @@ __all__ = [
     "Keep",
     "Method",
     "Options",
+    "Ordered",
     "Quantize",
     "QuantizeOptions",
     "Recipe",

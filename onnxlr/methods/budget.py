@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from onnxlr.errors import UsageError
 
-__all__ = ["DEFAULT_MAX_ERROR", "Budget"]
+__all__ = ["DEFAULT_MAX_ERROR", "Budget", "RankBudget"]
 
 DEFAULT_MAX_ERROR = 0.05
 """Relative error allowed for each layer where nothing else is asked."""
@@ -20,8 +20,6 @@ class Budget:
 
     Attributes
     ----------
-    rank
-        The rank itself; never more than the weight's smaller side.
     ratio
         Parameters of the factors as a fraction of the weight's, 0 < ratio; of ternary_svd trits for
         each entry of the weight.
@@ -33,21 +31,18 @@ class Budget:
         Largest relative error `‖W − Ŵ‖/‖W‖` in the metric, 0 ≤ max_error < 1.
     """
 
-    rank: int | None = None
     ratio: float | None = None
     bits: float | None = None
     energy: float | None = None
     max_error: float | None = None
 
-    budgets: ClassVar[tuple[str, ...]] = ("rank", "ratio", "bits", "energy", "max_error")
-    """Names of the fields of which one may be given."""
+    budgets: ClassVar[tuple[str, ...]] = ("ratio", "bits", "energy", "max_error")
+    """Names of the fields of which one may be given, those of subclasses as well."""
 
     def __post_init__(self) -> None:
         given = [name for name in self.budgets if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} are both given, expected one budget")
-        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
-            raise UsageError(f"rank {self.rank} is not a whole number of at least 1")
         for name in ("ratio", "bits"):
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
@@ -77,5 +72,27 @@ class Budget:
         for name in self.budgets:
             value = getattr(self, name)
             if value is not None:
-                return f"{name} {value:g}"
+                return f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}"
         return f"max_error {DEFAULT_MAX_ERROR:g}"
+
+
+@dataclass(frozen=True)
+class RankBudget(Budget):
+    """A budget, or the rank itself.
+
+    Attributes
+    ----------
+    rank
+        The rank; never more than the weight's smaller side.
+    """
+
+    rank: int | None = None
+
+    budgets: ClassVar[tuple[str, ...]] = ("rank", *Budget.budgets)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
+            several = isinstance(self.rank, str) and "x" in self.rank
+            hint = ": several ranks are for tensor decompositions" if several else ""
+            raise UsageError(f"rank {self.rank} is not a whole number of at least 1{hint}")

@@ -20,6 +20,7 @@ __all__ = [
     "Method",
     "NoOptions",
     "Options",
+    "Ordered",
     "Rounding",
     "Setting",
     "Versioned",
@@ -179,6 +180,22 @@ class Versioned(Protocol):
         """Return the options of a less fitted version of the same size.
 
         None where there is none. `options` is what `settle` returned.
+        """
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """What a method has beside whose factors give the same weight in several orders of contraction.
+
+    Which one is fastest depends on the data's shape and on the runtime, so that it is measured.
+    """
+
+    def orders(self, options: Any, setting: Setting) -> tuple[Options, ...]:
+        """Return options that name each order, first the one that is taken where none is named.
+
+        None where there is one order only, or the options name one. `options` is what `settle`
+        returned: with the first of the result, `factorize` gives the very chain that it gives with
+        them.
         """
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxlr.errors import UsageError
-from onnxlr.methods.budget import Budget
+from onnxlr.methods.budget import RankBudget
 from onnxlr.methods.factors import encode_factors, fit_elements
 from onnxlr.methods.matricisation import Matricisation, form_of, matricisations
 from onnxlr.methods.method import Options, Setting
@@ -22,7 +22,7 @@ __all__ = ["Svd", "SvdOptions"]
 
 
 @dataclass(frozen=True)
-class SvdOptions(Budget):
+class SvdOptions(RankBudget):
     """A budget, and for convolutions the form.
 
     Attributes

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxlr.errors import UsageError
-from onnxlr.methods.budget import Budget
+from onnxlr.methods.budget import RankBudget
 from onnxlr.methods.matricisation import Matricisation, form_of, matricisations
 from onnxlr.methods.method import Options, Setting
 from onnxlr.methods.scaled_rows import ScaledRows, smallest_kept
@@ -46,7 +46,7 @@ _MORE = 32
 
 
 @dataclass(frozen=True)
-class TernarySvdOptions(Budget):
+class TernarySvdOptions(RankBudget):
     """A budget, the way to fit, and for convolutions the form as in `SvdOptions`.
 
     The ratio is the number of trits for each entry of the weight. The rank may exceed the weight's
@@ -70,7 +70,7 @@ class TernarySvdOptions(Budget):
     form: str | None = None
     sweeps: int | None = None
 
-    budgets: ClassVar[tuple[str, ...]] = (*Budget.budgets, "tolerance_spectral")
+    budgets: ClassVar[tuple[str, ...]] = (*RankBudget.budgets, "tolerance_spectral")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, get_args, get_type_hints
 
-from onnxlr.errors import PlanError
+from onnxlr.errors import PlanError, UsageError
 from onnxlr.methods import Options, option_names
 
 __all__ = [
@@ -115,7 +115,10 @@ def options_of(kind: type[Options], values: Any, where: str) -> Options:
         if not any(_has_type(value, allowed) for allowed in get_args(hints[key]) or (hints[key],)):
             words = [_WORDS[t] for t in get_args(hints[key]) or (hints[key],) if t in _WORDS]
             raise PlanError(f"{where}.{key}: found {shown(value)}, expected {' or '.join(words)}")
-    return kind(**given)
+    try:
+        return kind(**given)
+    except UsageError as error:
+        raise PlanError(f"{where}: {error}") from None
 
 
 def _has_type(value: Any, kind: Any) -> bool:

@@ -12,6 +12,7 @@ from onnxlr.layers import Layer, find_layers
 from onnxlr.model import Model
 from onnxlr.plan import Choice, Plan, Proposal
 from onnxlr.planning.allocation import allocate
+from onnxlr.planning.ordering import OrderTask, in_fastest_order
 from onnxlr.planning.request import Request
 from onnxlr.planning.sequential import SequentialTask, fit_in_sequence
 from onnxlr.planning.uniform import kept, propose, propose_one
@@ -89,19 +90,20 @@ def make_plan(
     options = None
     if request.allocate == "global":
         options = allocate(model, layers, request, knowledge, sources, reopen, isolate, progress)
+    orders = OrderTask(model, request, knowledge, sources, isolate, progress)
     if request.sequential:
         left = frozenset(layer.name for layer in layers if kept(layer, request) is not None)
         work = SequentialTask(model, layers, sources, reopen, isolate, progress, left)
         proposals = fit_in_sequence(
             work,
             lambda layer, evidence: _one(
-                model, layer, request.with_options(layer, options), knowledge, evidence
+                orders, layer, request.with_options(layer, options), evidence
             ),
         )
     else:
         whole = WholeTask(model, request, knowledge, sources, reopen, isolate, progress)
         fitted = propose(model, layers, request, knowledge, progress, options)
-        proposals = judge_by_whole(whole, fitted)
+        proposals = judge_by_whole(whole, in_fastest_order(orders, fitted))
     observed: tuple[str, ...] | None = tuple(layer.name for layer in meant)
     if sources.statistics is not None or len(meant) == sum(layer.skip is None for layer in layers):
         observed = None
@@ -149,15 +151,12 @@ def take_plan(
     return Making(proposals, plan.target, plan.seed, plan.sequential, knowledge, observed)
 
 
-def _one(
-    model: Model,
-    layer: Layer,
-    request: Request,
-    knowledge: Knowledge,
-    evidence: Evidence | None,
-) -> Proposal:
+def _one(orders: OrderTask, layer: Layer, request: Request, evidence: Evidence | None) -> Proposal:
+    """Return the proposal of one layer, in its fastest order."""
+    model, knowledge = orders.model, orders.knowledge
     known = _with_importance(layer, knowledge, evidence)
-    return kept(layer, request) or propose_one(model, layer, request, knowledge, known)
+    proposal = kept(layer, request) or propose_one(model, layer, request, knowledge, known)
+    return next(in_fastest_order(orders, [proposal], known))
 
 
 def _with_importance(layer: Layer, knowledge: Knowledge, pairs: Evidence | None) -> Evidence:

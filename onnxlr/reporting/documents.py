@@ -7,8 +7,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from onnxlr.delivery import RewriteResult
 from onnxlr.errors import ExitCode
 from onnxlr.plan import Choice, Plan
+from onnxlr.records import Parameters
 from onnxlr.statistics import Statistics
 
 __all__ = ["error_document", "summarise_statistics", "to_document"]
@@ -18,9 +20,13 @@ def to_document(kind: str, result: object) -> dict[str, Any]:
     """Return a result as JSON values under the schema `onnxlr.<kind>/1`.
 
     Fields of results become keys of the same name. Numbers that JSON has not (infinity) become
-    null.
+    null. A rewrite also has the `parameters` of its rewritten layers and of all layers.
     """
     values = result if isinstance(result, dict) else _plain(result)
+    if isinstance(result, RewriteResult):
+        rewritten = [record for record in result.layers if not record.choice.keeps]
+        totals = {"rewritten": Parameters.of(rewritten), "all": Parameters.of(result.layers)}
+        values["parameters"] = {what: _plain(total) for what, total in totals.items()}
     return {"schema": f"onnxlr.{kind}/1", **values}
 
 
@@ -42,7 +48,7 @@ def _plain(value: Any) -> Any:
         return value.to_json()
     if is_dataclass(value) and not isinstance(value, type):
         plain = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-        for derived in ("passed", "failures"):
+        for derived in ("passed", "failures", "ratio"):
             if derived not in plain and hasattr(value, derived):
                 plain[derived] = _plain(getattr(value, derived))
         return plain

@@ -8,6 +8,7 @@ from math import prod
 
 from rich.console import Console
 
+from onnxlr.records import LayerRecord, Parameters
 from onnxlr.reporting.cells import (
     count_of,
     number_of,
@@ -17,7 +18,6 @@ from onnxlr.reporting.cells import (
     size_of,
     table_of,
 )
-from onnxlr.rewriting import LayerRecord
 
 __all__ = ["print_records"]
 
@@ -65,12 +65,25 @@ _MEASURED = (
 )
 
 
+_RATIO = _Column(
+    "ratio",
+    "numbers stored for each entry of the weight",
+    lambda record: number_of(record.ratio, ".3f"),
+)
+"""Not shown of ternary layers alone, whose numbers are the trits of a table of their own."""
+
+
 def print_records(console: Console, records: Sequence[LayerRecord]) -> None:
     """Print a line for each rewritten layer, what ternary ones add up, and why others stay."""
     rewritten = [record for record in records if not record.choice.keeps]
     if rewritten:
         measured = [column for column in _MEASURED if any(column.of(r) for r in rewritten)]
-        columns = (*(_UNMEASURED if not measured else ()), *measured)
+        factorized = any(_is_factorized(record) for record in rewritten)
+        columns = (
+            *(_UNMEASURED if not measured else ()),
+            *measured,
+            *((_RATIO,) if factorized else ()),
+        )
         titles = [column.name for column in columns]
         table = table_of(
             "layer", "method", *titles, "bytes", "of before", right=(*titles, "bytes", "of before")
@@ -86,8 +99,32 @@ def print_records(console: Console, records: Sequence[LayerRecord]) -> None:
         console.print(table)
         words = [f"{column.name}: {column.meaning}" for column in columns if column.meaning]
         console.print(f"[dim]{'; '.join(words)}[/]")
+        if factorized:
+            _print_parameters(console, rewritten, records)
         _print_ternary(console, rewritten)
     print_reasons(console, [r.choice.reason or "kept" for r in records if r.choice.keeps])
+
+
+def _is_factorized(record: LayerRecord) -> bool:
+    """Return whether other numbers, and not the weight's own in another format, are stored."""
+    return record.trits_per_weight is None and record.parameters_after != record.parameters_before
+
+
+def _print_parameters(
+    console: Console, rewritten: Sequence[LayerRecord], records: Sequence[LayerRecord]
+) -> None:
+    """Print the numbers before and after, of the rewritten layers and of all."""
+    own, whole = Parameters.of(rewritten), Parameters.of(records)
+    many = "s" if len(rewritten) != 1 else ""
+    line = f"{len(rewritten)} layer{many} rewritten: {_change_of(own)}"
+    if whole.before > own.before:
+        line += f"; with those left alone: {_change_of(whole)}"
+    console.print(line, highlight=False)
+
+
+def _change_of(numbers: Parameters) -> str:
+    before, after = count_of(numbers.before), count_of(numbers.after)
+    return f"{before} → {after} numbers (ratio {number_of(numbers.ratio, '.3f')})"
 
 
 def _print_ternary(console: Console, records: Sequence[LayerRecord]) -> None:

@@ -2,6 +2,7 @@
 
 from onnxlr.runtime.execution import ExecutionError, open_runner, run_model, store_runs
 from onnxlr.runtime.jobs import LEVELS, Job, Outcome, run_job, run_task
+from onnxlr.runtime.latency import Latency, Race, measure_latency
 from onnxlr.runtime.library import OpsDescription, describe_ops, get_library_path, register_ops
 from onnxlr.runtime.sessions import session
 from onnxlr.runtime.storage import read_arrays, store_arrays
@@ -10,10 +11,13 @@ __all__ = [
     "LEVELS",
     "ExecutionError",
     "Job",
+    "Latency",
     "OpsDescription",
     "Outcome",
+    "Race",
     "describe_ops",
     "get_library_path",
+    "measure_latency",
     "open_runner",
     "read_arrays",
     "register_ops",

@@ -587,7 +587,9 @@ def test_every_float_type(dtype: Any, name: str, tmp_path: Path) -> None:
         pytest.skip("Conv takes bfloat16 from opset 22 on, which this ONNX Runtime does not know")
     model, weight, x = _typed(use, dtype)
     kind = np.dtype(dtype).name
-    plan = Plan({"it": Choice("svd", SvdOptions(RANK, form=use.form))}, None, "onnx", 0, "test")
+    plan = Plan(
+        {"it": Choice("svd", SvdOptions(rank=RANK, form=use.form))}, None, "onnx", 0, "test"
+    )
     result = onnxlr.rewrite(
         model, tmp_path / "out.onnx", plan=plan, isolate=False, tolerance=ANY, data={"x": x}
     )
