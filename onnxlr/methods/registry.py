@@ -6,16 +6,39 @@ from difflib import get_close_matches
 from typing import Any
 
 from onnxlr.errors import UsageError
+from onnxlr.methods.cp import Cp
+from onnxlr.methods.kronecker import Kronecker
 from onnxlr.methods.method import Keep, Method, Options, option_names
 from onnxlr.methods.quantize import Quantize
+from onnxlr.methods.semi_tensor_ring import SemiTensorRing
+from onnxlr.methods.semi_tensor_train import SemiTensorTrain
+from onnxlr.methods.semi_tucker import SemiTucker
 from onnxlr.methods.svd import Svd
+from onnxlr.methods.tensor_ring import TensorRing
+from onnxlr.methods.tensor_train import TensorTrain
 from onnxlr.methods.ternary import Ternary
 from onnxlr.methods.ternary_svd import TernarySvd
+from onnxlr.methods.tucker import Tucker
 
 __all__ = ["METHODS", "find_method", "options_for"]
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (Keep(), Quantize(), Svd(), Ternary(), TernarySvd())
+    method.name: method
+    for method in (
+        Keep(),
+        Quantize(),
+        Svd(),
+        Tucker(),
+        Cp(),
+        TensorTrain(),
+        TensorRing(),
+        SemiTucker(),
+        SemiTensorTrain(),
+        SemiTensorRing(),
+        Kronecker(),
+        Ternary(),
+        TernarySvd(),
+    )
 }
 """Every method, by the name that the command line and plans use."""
 

@@ -94,7 +94,10 @@ class ModeProduct:
         groups = self.stage.groups if isinstance(self.stage, Convolution) else 1
         if groups > 1 and self.before > 1:
             raise ValueError("channels of one group are apart: it is no convolution in groups")
-        return self.after(identity_weight(self.shape[0], self.axes, groups))
+        inputs, outputs = self.shape
+        if self.axes is None and outputs < inputs:
+            return self.preceding(np.eye(outputs))
+        return self.after(identity_weight(inputs, self.axes, groups))
 
     def after(self, dense: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return the weight of a step `dense` followed by this one."""
