@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from onnxlr.model.shapes import Dim
     from onnxlr.numbers import Encoded
 
-__all__ = ["decode_rows", "decode_weight", "pack", "unpack"]
+__all__ = ["decode_rows", "decode_weight", "exchanged", "pack", "unpack"]
 
 Array = npt.NDArray[Any]
 
@@ -99,7 +99,7 @@ def _number(
     axis = 1 if scales.shape[1] > 1 else None
     flat = decoded(codes.reshape(len(codes), -1), scales, zeros, axis=axis)
     kernel = write.reshape(flat, codes.shape)
-    return _exchanged(write, kernel) if place.spreads else kernel
+    return exchanged(write, kernel) if place.spreads else kernel
 
 
 def decode_rows(
@@ -205,7 +205,7 @@ def _expanded(write: Arithmetic, values: gs.Tensor, dims: list[Dim], axis: int |
     return write.begin(joined, axis, int(dims[axis] or 0))
 
 
-def _exchanged(write: Arithmetic, kernel: gs.Tensor) -> gs.Tensor:
+def exchanged(write: Arithmetic, kernel: gs.Tensor) -> gs.Tensor:
     """Return a kernel with its channels exchanged within each group, as ConvTranspose has it."""
     first, second, *sizes = kernel.shape
     groups = write.place.groups

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,8 @@ class Nodes:
         self._existing: dict[str, gs.Variable] = {}
         self._prefix = prefix
         self._small: dict[str, npt.NDArray[Any]] = {}
+        self._is_brief = False
+        self._unstated: set[str] = set()
         self.opset = opset
         self.dtype = dtype
         self.domains: set[str] = set()
@@ -86,13 +89,32 @@ class Nodes:
         """Start the nodes of the next site."""
         self._sites.append(len(self._graph.nodes))
 
+    @contextmanager
+    def briefly(self) -> Iterator[None]:
+        """Write nodes without names, and tensors with short ones whose types are not stated.
+
+        Beside numbers of few bits, the names of a dozen nodes would take a tenth of the file.
+        """
+        self._is_brief = True
+        try:
+            yield
+        finally:
+            self._is_brief = False
+
+    def state(self, tensor: gs.Variable) -> None:
+        """State the type of a tensor that was written briefly."""
+        self._unstated.discard(tensor.name)
+
+    def _new(self, hint: str) -> str:
+        return self._names.new("z" if self._is_brief else f"{self._prefix}.{hint}")
+
     def constant(self, values: npt.NDArray[Any], place: Position, hint: str) -> gs.Constant:
         """Return the initializer of a stage's values, a new one for the first that asks."""
         held = np.asarray(values, order="C")
         digest = blake2b(held.tobytes()).digest()
         key = (id(place.stage), held.dtype.name, held.shape, digest)
         if key not in self._constants:
-            name = self._names.new(f"{self._prefix}.{hint}")
+            name = self._new(hint)
             if held.dtype.name in _SMALL_TYPES:
                 self._small[name] = held
                 held = held.astype(np.uint8)
@@ -141,7 +163,7 @@ class Nodes:
         domain
             Of the operator; the empty one is the standard's.
         """
-        name = self._names.new(f"{self._prefix}.{hint}")
+        name = "" if self._is_brief else self._new(hint)
         result = self._result(name, dims, dtype) if output is None else self.existing(output)
         node = gs.Node(
             operator, name, dict(attributes or {}), list(inputs), [result], domain or None
@@ -167,7 +189,11 @@ class Nodes:
     def _result(
         self, name: str, dims: Sequence[Dim] | None, dtype: npt.DTypeLike | None
     ) -> gs.Variable:
-        result = gs.Variable(self._names.new(f"{name}.output"))
+        if self._is_brief:
+            result = gs.Variable(self._new(name))
+            self._unstated.add(result.name)
+        else:
+            result = gs.Variable(self._names.new(f"{name}.output"))
         if dims is not None:
             result.dtype, result.shape = np.dtype(dtype or self.dtype), list(dims)
         return result
@@ -181,7 +207,7 @@ class Nodes:
         nodes = list(graph.node)
         ends = (*self._sites[1:], len(nodes))
         groups = [nodes[begin:end] for begin, end in zip(self._sites, ends, strict=True)]
-        typed = {value.name: value for value in graph.value_info}
+        typed = {v.name: v for v in graph.value_info if v.name not in self._unstated}
         infos = [
             [typed[name] for node in group for name in node.output if name in typed]
             for group in groups

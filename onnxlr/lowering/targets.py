@@ -14,11 +14,12 @@ from onnxlr.lowering.float_weights import FloatWeights
 from onnxlr.lowering.gather_rows import GatherRows
 from onnxlr.lowering.matmul_nbits import MatMulNBits
 from onnxlr.lowering.packed_weights import PackedWeights
+from onnxlr.lowering.recombining import Recombining
 from onnxlr.lowering.static_int8 import StaticInt8
 from onnxlr.lowering.ternary_conv import TernaryConvLowering
 from onnxlr.lowering.ternary_matmul import TernaryMatMulLowering
 from onnxlr.lowering.ternary_terms import TernaryTerms, in_blocks
-from onnxlr.stages import Lookup
+from onnxlr.stages import Lookup, RecombinedConvolution, RecombinedLinear
 
 if TYPE_CHECKING:
     from onnxlr.lowering.context import Context
@@ -54,17 +55,30 @@ class Target:
     def choose(self, context: Context, place: Place) -> Lowering:
         """Return the first lowering that accepts; raises LoweringRefusedError if none does."""
         reasons = []
-        is_ternary = place.stage.weight.format.is_ternary
-        for lowering in self.ternary if is_ternary else self.lowerings:
+        possible = self._possible(place)
+        for lowering in possible:
             reason = lowering.refuses(context, place)
             if reason is None:
                 return lowering
-            if lowering.activations == context.activations:  # others cannot do what was asked
+            # Of several, those of other activations cannot do what was asked in any case.
+            if lowering.activations == context.activations or len(possible) == 1:
                 reasons.append(f"{lowering.name}: {reason}")
         raise LoweringRefusedError(
-            f"target {self.name} cannot write {place.stage.weight.format} numbers with "
+            f"target {self.name} cannot write {_numbers(place)} with "
             f"{context.activations} data here ({'; '.join(reasons)}){_advice(context, place)}"
         )
+
+    def _possible(self, place: Place) -> tuple[Lowering, ...]:
+        if isinstance(place.stage, RecombinedLinear | RecombinedConvolution):
+            return _RECOMBINED
+        return self.ternary if place.stage.weight.format.is_ternary else self.lowerings
+
+
+def _numbers(place: Place) -> str:
+    """Return what a stage's numbers are, for messages."""
+    if isinstance(place.stage, RecombinedLinear | RecombinedConvolution):
+        return "sums of atoms"
+    return f"{place.stage.weight.format} numbers"
 
 
 def _advice(context: Context, place: Place) -> str:
@@ -76,6 +90,7 @@ def _advice(context: Context, place: Place) -> str:
     return "; they can be with float data" if context.activations != "float" else ""
 
 
+_RECOMBINED: tuple[Lowering, ...] = (Recombining(),)
 _STANDARD: tuple[Lowering, ...] = (
     FloatWeights(),
     CastWeights(),

@@ -13,6 +13,7 @@ from onnxlr.methods.quantize import Quantize
 from onnxlr.methods.semi_tensor_ring import SemiTensorRing
 from onnxlr.methods.semi_tensor_train import SemiTensorTrain
 from onnxlr.methods.semi_tucker import SemiTucker
+from onnxlr.methods.sparse_quantized import SparseQuantized
 from onnxlr.methods.svd import Svd
 from onnxlr.methods.tensor_ring import TensorRing
 from onnxlr.methods.tensor_train import TensorTrain
@@ -38,6 +39,7 @@ METHODS: dict[str, Method] = {
         Kronecker(),
         Ternary(),
         TernarySvd(),
+        SparseQuantized(),
     )
 }
 """Every method, by the name that the command line and plans use."""

@@ -21,6 +21,7 @@ class Names:
     def __init__(self, model: onnx.ModelProto) -> None:
         self._taken: set[str] = {""}
         self._new: set[str] = set()
+        self._numbers: dict[str, int] = {}
         for scope in scopes(model):
             self._take(scope.graph)
 
@@ -37,13 +38,16 @@ class Names:
         """Return the same names for an attempt that may be dropped: what it takes stays free."""
         copy = object.__new__(Names)
         copy._taken, copy._new = self._taken, set(self._new)
+        copy._numbers = dict(self._numbers)
         return copy
 
     def new(self, wanted: str) -> str:
         """Return `wanted`, or `wanted` with the least number behind it that makes it unused."""
-        name, number = wanted, 1
+        number = self._numbers.get(wanted, 0)
+        name = wanted if number == 0 else f"{wanted}.{number}"
         while name in self._taken or name in self._new:
-            number += 1
+            number = max(number, 1) + 1
             name = f"{wanted}.{number}"
         self._new.add(name)
+        self._numbers[wanted] = number  # the same is often wanted: none below it is free
         return name

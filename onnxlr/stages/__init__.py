@@ -9,6 +9,12 @@ from onnxlr.stages.khatri_rao import KhatriRao
 from onnxlr.stages.linear import Linear
 from onnxlr.stages.lookup import Lookup
 from onnxlr.stages.mode_product import ModeProduct, along
+from onnxlr.stages.recombined import (
+    Recombined,
+    RecombinedConvolution,
+    RecombinedLinear,
+    recombined,
+)
 from onnxlr.stages.scale import Scale
 from onnxlr.stages.stored import Stored
 from onnxlr.stages.sum import Sum
@@ -24,9 +30,13 @@ __all__ = [
     "Lookup",
     "ModeProduct",
     "Range",
+    "Recombined",
+    "RecombinedConvolution",
+    "RecombinedLinear",
     "Scale",
     "Stage",
     "Stored",
     "Sum",
     "along",
+    "recombined",
 ]

@@ -1,0 +1,291 @@
+"""A small dictionary and few whole numbers for each tile of a weight, recombined at inference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from math import inf, log2
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxlr.errors import UsageError
+from onnxlr.methods.atoms import Asked, Fitted, Form, Weight, candidates, promising, search
+from onnxlr.methods.method import Options, Setting
+from onnxlr.metrics import relative_error
+from onnxlr.numbers.atoms import Atoms
+from onnxlr.stages import Chain
+from onnxlr.stages.recombined import recombined
+
+__all__ = ["RECOMBINE", "SparseQuantized", "SparseQuantizedOptions"]
+
+RECOMBINE = ("load", "run")
+"""When the weight is made of its atoms."""
+
+_BITS = 3.0
+"""Where nothing else is asked."""
+
+_TILE = 3
+"""Inputs of a tile where the number of atoms is given and the tile is not."""
+
+_METRICS = ("frobenius", "activation", "fisher-rows")
+_STEP = 0.25
+_MOST_BITS = 8.0
+"""Sizes that are tried for an error, and the largest: behind it int8 takes no more."""
+
+_NOTHING = 1e-30
+"""A squared error that no form reaches."""
+
+
+@dataclass(frozen=True)
+class SparseQuantizedOptions:
+    """A budget, or the form itself.
+
+    At most one of `bits`, `max_error` and `atoms` is given; none means 3 bits.
+
+    Attributes
+    ----------
+    bits
+        Stored bits for each entry of the original weight, scales included.
+    max_error
+        Largest relative error `‖W − Ŵ‖/‖W‖` in the metric, 0 ≤ max_error < 1.
+    atoms
+        Of sparse_quantized: the number of atoms in the dictionary.
+    tile
+        Of sparse_quantized: inputs of a tile, which are the numbers of an atom; the weight's own
+        number of inputs, or any that is larger, makes one tile of all. Chosen if not given.
+    nonzeros
+        Of sparse_quantized: atoms that a tile of one output takes. Chosen if not given, 1 where
+        `atoms` are.
+    value_bits
+        Of sparse_quantized: bits of how much a tile takes of an atom, 2 to 8; 0 for atoms that are
+        taken as they are. Chosen if not given, 0 where `atoms` are.
+    dictionary_bits
+        Of sparse_quantized: bits of a number of an atom, 4 or 8 for whole numbers, 16 or 32 for
+        floats; 0 for the inputs themselves as atoms, which are as many. Chosen if not given, 8
+        where `atoms` are.
+    recombine
+        Of sparse_quantized: when the weight is made of its atoms, `load` (the default: once, when
+        the model is loaded, at full speed) or `run` (in each run, so that memory stays small).
+    """
+
+    bits: float | None = None
+    max_error: float | None = None
+    atoms: int | None = None
+    tile: int | None = None
+    nonzeros: int | None = None
+    value_bits: int | None = None
+    dictionary_bits: int | None = None
+    recombine: str | None = None
+
+    def __post_init__(self) -> None:
+        budgets = ("bits", "max_error", "atoms")
+        given = [name for name in budgets if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} are both given, expected one budget")
+        if self.bits is not None and not 0 < self.bits < inf:
+            raise UsageError(f"bits {self.bits} is not a finite number above 0")
+        if self.max_error is not None and not 0 <= self.max_error < 1:
+            raise UsageError(f"max_error {self.max_error} is not at least 0 and below 1")
+        for name in ("atoms", "tile", "nonzeros"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UsageError(f"{name} {value} is not a whole number of at least 1")
+        _expect("value_bits", self.value_bits, (0, 2, 3, 4, 5, 6, 7, 8))
+        _expect("dictionary_bits", self.dictionary_bits, (0, 4, 8, 16, 32))
+        _expect("recombine", self.recombine, RECOMBINE)
+
+    def __str__(self) -> str:
+        if None not in (
+            self.atoms,
+            self.tile,
+            self.nonzeros,
+            self.value_bits,
+            self.dictionary_bits,
+        ):
+            return self._form
+        shown = [
+            f"{field.name} {value}"
+            for field in fields(self)
+            if (value := getattr(self, field.name)) is not None
+        ]
+        if self.bits is None and self.max_error is None and self.atoms is None:
+            shown.insert(0, f"bits {_BITS:g}")
+        return ", ".join(shown)
+
+    @property
+    def _form(self) -> str:
+        """What is stored, in a few words: `256 atoms of 3 × 8 bits`."""
+        atoms = f"{self.atoms} atoms of {self.tile} × {self.dictionary_bits} bits"
+        if not self.dictionary_bits:
+            atoms = f"tiles of {self.tile}"
+        taken = f", {self.nonzeros} each" if self.nonzeros != 1 or self.value_bits else ""
+        values = f" × {self.value_bits} bits" if self.value_bits else ""
+        run = ", recombined in each run" if self.recombine == "run" else ""
+        return f"{atoms}{taken}{values}{run}"
+
+
+@dataclass(frozen=True)
+class _FormChain(Chain):
+    """A chain of one stage that knows its form."""
+
+    form: Form | None = None
+
+
+class SparseQuantized:
+    """`W ≈ A Z` by tiles, `A` a small dense dictionary on a grid and `Z` sparse and on a grid.
+
+    Source for the form: *Quantized Sparse Weight Decomposition for Neural Network Compression*,
+    which unifies the singular value decomposition (no grid, no zeros), vector quantisation (columns
+    of `Z` with one entry, which is 1) and sparse principal components (no grid). Dictionaries with
+    entries of several values start as COMPOT's (2026); all are fitted with error feedback over
+    tiles (`methods.atoms`). `docs/methods.md` says what is added.
+    """
+
+    name = "sparse_quantized"
+    options: type[Options] = SparseQuantizedOptions
+    default_format: str | None = None
+    is_slow = True
+
+    def factorize(
+        self, weight: npt.NDArray[Any], options: SparseQuantizedOptions, setting: Setting
+    ) -> Chain:
+        """Return one stage that is stored as atoms.
+
+        Raises
+        ------
+        UsageError
+            If no form of the weight is as small, or as good, as is asked; if the weight is a table
+            or a stack of matrices; if the metric is one of single entries or of outputs.
+        """
+        _check(weight, setting)
+        own = Weight(weight, setting.metric, setting.groups, setting.compute, setting.seed)
+        if options.atoms is not None:
+            fitted = own.fitted(_form(options, own), setting.progress)
+        elif options.max_error is not None:
+            return self._within_error(own, options, setting)
+        else:
+            fitted = search(own, _affordable(own, options), setting.progress)
+        return _chain(fitted, own, options, setting)
+
+    def _within_error(
+        self, weight: Weight, options: SparseQuantizedOptions, setting: Setting
+    ) -> Chain:
+        """Return the chain of the fewest bits that are expected to be enough, and are."""
+        limit = options.max_error or 0.0
+        exact = weight.numbers.astype(np.float64)
+        bits = _STEP
+        while bits <= _MOST_BITS:
+            forms = candidates(weight, bits * weight.numbers.size / 8, _asked(options, weight))
+            best = promising(weight, forms)[:1]
+            if best and best[0][1] <= limit**2:
+                fitted = weight.fitted(best[0][0], setting.progress)
+                chain = _chain(fitted, weight, options, setting)
+                made = chain.reconstruct()
+                if relative_error(setting.metric, exact, made, setting.groups) <= limit:
+                    return chain
+            bits += _step(best[0][1], limit) if best else _STEP
+        raise UsageError(
+            f"max_error {limit:g} is not reached with {_MOST_BITS:g} bits for each entry of the "
+            "weight: allow a larger error"
+        )
+
+    def settle(self, options: SparseQuantizedOptions, chain: Chain) -> SparseQuantizedOptions:
+        """Return the form that the chain has."""
+        if not isinstance(chain, _FormChain) or chain.form is None:
+            raise TypeError(f"a chain that {self.name} did not make has no form")
+        form = chain.form
+        return SparseQuantizedOptions(
+            atoms=form.atoms,
+            tile=form.tile,
+            nonzeros=form.nonzeros,
+            value_bits=form.value_bits,
+            dictionary_bits=form.dictionary_bits,
+            recombine=options.recombine,
+        )
+
+    def heeds_metric(self, options: SparseQuantizedOptions, setting: Setting) -> bool:  # noqa: ARG002
+        """Return that it does."""
+        return True
+
+
+def _expect(name: str, value: int | str | None, known: tuple[int, ...] | tuple[str, ...]) -> None:
+    if value is not None and (isinstance(value, bool) or value not in known):
+        raise UsageError(f"{name} {value} is unknown, expected one of {', '.join(map(str, known))}")
+
+
+def _check(weight: npt.NDArray[Any], setting: Setting) -> None:
+    if setting.is_table:
+        raise UsageError(
+            "a table of rows has no product to recombine a weight for; method quantize changes its "
+            "format"
+        )
+    if setting.groups is None and weight.ndim != 2:
+        raise UsageError(
+            f"sparse_quantized is for one matrix or a kernel, found a stack {weight.shape}: take "
+            "another method"
+        )
+    if setting.format.kind != setting.stored or setting.format.group:
+        raise UsageError(
+            f"sparse_quantized has grids of its own, not {setting.format}: leave the format out, "
+            "and give --bits"
+        )
+    if setting.metric.name not in _METRICS:
+        raise UsageError(
+            f"sparse_quantized fits in metric {', '.join(_METRICS)}, not {setting.metric.name}"
+        )
+
+
+def _step(expected: float, limit: float) -> float:
+    """Return how many bits to go on by from a squared error that is expected, for one of `limit`.
+
+    A bit more divides a squared error by 4, at times by a little more.
+    """
+    lacking = log2(max(expected, _NOTHING) / max(limit**2, _NOTHING)) / 2
+    return _STEP * max(int((lacking - 1) / _STEP), 1)
+
+
+def _form(options: SparseQuantizedOptions, weight: Weight) -> Form:
+    """Return the form that is given by its atoms."""
+    inputs, _ = weight.shape
+    width = min(options.tile or _TILE, inputs)
+    bits = 8 if options.dictionary_bits is None else options.dictionary_bits
+    atoms, entries, own = options.atoms or 1, options.nonzeros or 1, options.value_bits or 0
+    if bits == 0 and (atoms != width or own == 0):
+        raise UsageError(
+            f"dictionary_bits 0 stands for the inputs of a tile as atoms, found {atoms} atoms for "
+            f"tiles of {width} and value_bits {own}: expected as many atoms, and values"
+        )
+    if own and entries > atoms:
+        raise UsageError(f"nonzeros {entries} is more than the {atoms} atoms there are")
+    return Form(width, atoms, entries, own, bits)
+
+
+def _asked(options: SparseQuantizedOptions, weight: Weight) -> Asked:
+    """Return what the form must be like, with tiles no wider than the weight."""
+    tile = None if options.tile is None else min(options.tile, weight.shape[0])
+    return Asked(tile, options.nonzeros, options.value_bits, options.dictionary_bits)
+
+
+def _affordable(weight: Weight, options: SparseQuantizedOptions) -> list[Form]:
+    bits = _BITS if options.bits is None else options.bits
+    inputs, outputs = weight.shape
+    forms = candidates(weight, bits * weight.numbers.size / 8, _asked(options, weight))
+    if not forms:
+        raise UsageError(
+            f"{options} is less than any such form of a {inputs}×{outputs} weight takes, with the "
+            "scales of its outputs: give more bits"
+        )
+    return forms
+
+
+def _chain(
+    fitted: Fitted, weight: Weight, options: SparseQuantizedOptions, setting: Setting
+) -> Chain:
+    shape = weight.numbers.shape
+    kernel = setting.groups is not None
+    scales = fitted.scales.astype(setting.compute)
+    atoms = Atoms(shape, fitted.dictionary, fitted.coefficients, scales, kernel)
+    window = tuple(range(len(shape) - 2)) if kernel else ()
+    stage = recombined(atoms, setting.groups, window, options.recombine == "run")
+    return _FormChain((stage,), fitted.form)
