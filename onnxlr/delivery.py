@@ -5,14 +5,24 @@ from __future__ import annotations
 import re
 import tempfile
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain as joined
+from itertools import islice
 from pathlib import Path
 
-from onnxlr.calibration import DataSource, Sources
+from onnxlr.calibration import (
+    DataSource,
+    Feeds,
+    Sources,
+    load_feeds,
+    random_feeds,
+    signature,
+)
 from onnxlr.errors import (
     ModelError,
     NothingRewrittenError,
+    OnnxlrError,
     OnnxlrWarning,
     PlanError,
     VerificationError,
@@ -24,6 +34,8 @@ from onnxlr.planning import Making, take_plan
 from onnxlr.progress import Progress
 from onnxlr.records import LayerRecord
 from onnxlr.rewriting import METADATA_KEY, Rewriting
+from onnxlr.runtime import MOST_FEEDS, Footprint, Footprints, ModelFile, measure_footprints
+from onnxlr.stages import Chain, Recombined, Sum
 from onnxlr.verification import Report, Subject, TernaryNodes, Tolerance, prove
 
 __all__ = ["Conditions", "Delivery", "RewriteResult", "verify_files"]
@@ -46,6 +58,21 @@ class Conditions:
         """Make both proofs."""
         return prove(subject, self.tolerance, self.data, self.seed, self.isolate, self.progress)
 
+    def twice(self) -> tuple[Conditions, Conditions]:
+        """Return these, and others for the first inputs: some data can be read only once."""
+        if not isinstance(self.data, Iterator):
+            return self, self
+        first = list(islice(self.data, MOST_FEEDS))
+        return replace(self, data=joined(first, self.data)), replace(self, data=first)
+
+    def first_feeds(self, original: Model, report: Report | None) -> list[Feeds]:
+        """Return a few of the inputs that a proof was made on."""
+        if self.data is not None:
+            return list(islice(load_feeds(self.data, signature(original)), MOST_FEEDS))
+        attempts = random_feeds(original, self.seed)
+        known = "" if report is None else report.data
+        return next((feeds for description, feeds in attempts if description == known), [])
+
 
 @dataclass(frozen=True)
 class RewriteResult:
@@ -63,6 +90,9 @@ class RewriteResult:
         The verification; None where nothing was rewritten and the output is a copy.
     bytes_before, bytes_after
         Of the model's files, external data included.
+    footprints
+        What both models take on disk, in memory, to load and to run, measured where weights are
+        recombined from fewer numbers and the result is handed out; None otherwise.
     """
 
     output: Path | None
@@ -71,6 +101,7 @@ class RewriteResult:
     report: Report | None
     bytes_before: int
     bytes_after: int
+    footprints: Footprints | None = None
 
 
 @dataclass(frozen=True)
@@ -100,10 +131,11 @@ class Delivery:
         outputs = [value.name for value in self.source.proto.graph.output]
         conditions.tolerance.check_outputs(outputs)
         rewriting = Rewriting(self.source, self.reopen(), self.making.target)
-        choices = {}
+        choices, measured = {}, False
         for proposal in self.making.proposals:
             rewriting.add(proposal)
             choices[proposal.layer.name] = proposal.choice
+            measured = measured or _recombines(proposal.chain)
         plan = self.making.plan(choices, sha256)
         if plan.is_empty:
             return self._copy(plan, rewriting, before, require_change)
@@ -112,12 +144,15 @@ class Delivery:
             write_model(self.source, folder, self.output.name)
             after = sum(file.stat().st_size for file in folder.iterdir())
             ternary = TernaryNodes.of(self.source.proto)
-            staged = folder / self.output.name
-            report = _prove(rewriting, self.reopen(), staged, ternary, conditions)
+            staged, original = folder / self.output.name, self.reopen()
+            conditions, again = conditions.twice()
+            report = _prove(rewriting, original, staged, ternary, conditions)
             written = self.output if report.passed or keep else None
             result = RewriteResult(written, plan, tuple(rewriting.records), report, before, after)
             if written is None:
-                (folder / self.output.name).unlink()
+                staged.unlink()
+            elif measured:
+                result = replace(result, footprints=_measure(original, staged, result, again))
         if not report.passed:
             raise VerificationError(f"{self.output}: {_failure(report)}", report, result)
         return result
@@ -160,6 +195,39 @@ def _prove(
                 ternary=ternary,
             )
         )
+
+
+def _recombines(chain: Chain | None) -> bool:
+    """Return whether a weight is made of fewer numbers than are multiplied."""
+    return chain is not None and any(
+        any(map(_recombines, stage.branches))
+        if isinstance(stage, Sum)
+        else isinstance(stage, Recombined)
+        for stage in chain.stages
+    )
+
+
+def _measure(
+    original: Model, staged: Path, result: RewriteResult, conditions: Conditions
+) -> Footprints:
+    """Measure what both models take; the rewrite stands, whatever becomes of that."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="onnxlr-original-") as name:
+            file = original.path or _stored(original, Path(name))
+            return measure_footprints(
+                ModelFile(original.name, file, result.bytes_before),
+                ModelFile("the rewritten model", staged, result.bytes_after),
+                conditions.first_feeds(original, result.report),
+                conditions.isolate,
+                conditions.progress,
+            )
+    except (OnnxlrError, OSError) as error:
+        problem = f"memory and speed were not measured: {error}"
+        before, after = (
+            Footprint(size, problems=(problem,))
+            for size in (result.bytes_before, result.bytes_after)
+        )
+        return Footprints(before, after)
 
 
 def verify_files(

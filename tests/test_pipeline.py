@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -109,3 +111,47 @@ def test_a_model_whose_path_is_not_utf8(tmp_path: Path) -> None:
 def test_a_ratio_beyond_the_full_rank_is_the_full_rank(ratio: float) -> None:
     chain = onnxlr.decompose(np.eye(8, 6), ratio=ratio)
     assert chain.stages[0].shape == (8, 6)
+
+
+def recombined(model: Path, **arguments: Any) -> onnxlr.RewriteResult:
+    options = {"layers": ["fc"], "tolerance": "cosine>=-1", "isolate": False} | arguments
+    return onnxlr.rewrite(model, method="sparse_quantized", atoms=4, tile=2, **options)
+
+
+def inputs() -> Iterator[dict[str, Any]]:
+    """Yield inputs that can be read once only."""
+    for rows in range(1, 8):
+        yield {"x": np.ones((rows, 32), np.float32), "condition": True, "ids": np.arange(rows)}
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_recombined_weights_are_measured(model: Path, once: bool) -> None:
+    said = []
+    result = recombined(
+        model, data=inputs() if once else None, progress=lambda task, *_: said.append(task)
+    )
+    found = result.footprints
+    assert found is not None
+    assert found.original.bytes == model.stat().st_size
+    assert found.rewritten.bytes == result.output.stat().st_size
+    for one in (found.original, found.rewritten):
+        assert one.load_seconds > 0
+        assert one.latency.seconds > 0
+    assert "measuring memory and speed" in said
+    assert result.report.data == ("the given data: 7 runs" if once else result.report.data)
+    assert onnxlr.rewrite(model, rank=2, tolerance="cosine>=-1").footprints is None
+
+
+def test_a_failed_measurement_fails_no_rewrite(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("onnxlr.delivery.measure_footprints", fail)
+    result = recombined(model)
+    assert result.output.exists()
+    assert "no space left" in result.footprints.rewritten.problems[0]
+    with pytest.raises(onnxlr.VerificationError) as caught:
+        recombined(model, tolerance="cosine>=1.1")
+    assert caught.value.result.footprints is None

@@ -16,6 +16,7 @@ from onnxlr.reporting.cells import (
     size_of,
     table_of,
 )
+from onnxlr.reporting.footprint import print_footprints
 from onnxlr.reporting.proofs import print_report
 from onnxlr.reporting.records import print_records
 from onnxlr.statistics import Statistics
@@ -92,10 +93,12 @@ def print_statistics(console: Console, statistics: Statistics) -> None:
 
 
 def print_rewrite(console: Console, result: RewriteResult) -> None:
-    """Print what became of each layer, the proofs, and the sizes."""
+    """Print what became of each layer, the proofs, what was measured, and the sizes."""
     print_records(console, result.layers)
     if result.report is not None:
         print_report(console, result.report)
+    if result.footprints is not None:
+        print_footprints(console, result.footprints)
     ratio = result.bytes_after / result.bytes_before if result.bytes_before else 1.0
     if result.output is None:
         console.print(

@@ -1,6 +1,13 @@
 """ONNX Runtime sessions: running a model file on inputs, in a process of its own."""
 
 from onnxlr.runtime.execution import ExecutionError, open_runner, run_model, store_runs
+from onnxlr.runtime.footprint import (
+    MOST_FEEDS,
+    Footprint,
+    Footprints,
+    ModelFile,
+    measure_footprints,
+)
 from onnxlr.runtime.jobs import LEVELS, Job, Outcome, run_job, run_task
 from onnxlr.runtime.latency import Latency, Race, measure_latency
 from onnxlr.runtime.library import OpsDescription, describe_ops, get_library_path, register_ops
@@ -9,14 +16,19 @@ from onnxlr.runtime.storage import read_arrays, store_arrays
 
 __all__ = [
     "LEVELS",
+    "MOST_FEEDS",
     "ExecutionError",
+    "Footprint",
+    "Footprints",
     "Job",
     "Latency",
+    "ModelFile",
     "OpsDescription",
     "Outcome",
     "Race",
     "describe_ops",
     "get_library_path",
+    "measure_footprints",
     "measure_latency",
     "open_runner",
     "read_arrays",
