@@ -77,6 +77,14 @@ def _int4(name: str, group: int, **more: Any) -> Ours:
     return Ours(f"int4 b{group} {name}", arguments)
 
 
+def _atoms(bits: float, name: str = "", **more: Any) -> Ours:
+    words = f"sparse_quantized {bits:g} bits{name and f', {name}'}"
+    return Ours(words, {"method": "sparse_quantized", "bits": bits, **more})
+
+
+_SPARSE_INT4 = {"dictionary_bits": 0, "value_bits": 4, "tile": 16}
+"""Atoms that are the inputs themselves: sparse whole numbers, with the same error feedback."""
+
 _INT8 = {"method": "quantize", "format": "int8"}
 _NBITS = {"rounding": "gptq", "target": "ort"}
 
@@ -95,6 +103,12 @@ _MINILM_LINEARS = (
     _svd(0.5, "activation", format="int8"),
     Ours("svd activation sequential 0.5", {"method": "svd", "ratio": 0.5, "sequential": True}),
     *_QUANTIZED,
+    Ours(
+        "int2 b32 gptq",
+        {"method": "quantize", "format": "int2", "group_size": 32, "rounding": "gptq"},
+    ),
+    *(_atoms(bits) for bits in (2, 3, 3.3, 4)),
+    _atoms(3.3, "sparse int4", **_SPARSE_INT4),
     _int4("gptq + rank 32 int8", 32, rounding="gptq", correction_rank=32),
     *(
         Ours(f"int8 per column, {data} data", {**_INT8, "activations": data})
