@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from onnxlr.runtime.latency import Latency, ratios
 from tools.grids import Grid
-from tools.timing import Latency, ratios
 
 __all__ = [
     "READ",

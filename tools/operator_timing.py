@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from onnxlr.runtime.latency import ratios, time_rounds
 from tools.operator_chains import Chain, WrongResultError, build
 from tools.operator_contenders import Contender, Floats, Ternary
 from tools.operator_tables import READ, Cell
-from tools.timing import ratios, time_rounds
 
 __all__ = [
     "Bench",

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onnxlr.plan import Choice
+    from onnxlr.runtime.latency import Latency
     from onnxlr.stages import Chain
     from tools.tensor_figures import Approximation
-    from tools.timing import Latency
 
     Array = npt.NDArray[Any]
 

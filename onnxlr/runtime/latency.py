@@ -81,6 +81,11 @@ class Latency:
     low: float
     high: float
 
+    @property
+    def milliseconds(self) -> float:
+        """The same time in milliseconds."""
+        return 1e3 * self.seconds
+
 
 def measure_latency(
     races: Sequence[Race], name: str, isolate: bool = True

@@ -61,6 +61,12 @@ def test_a_clock_that_is_too_coarse_tells_nothing() -> None:
     assert (second.low, second.ratio, second.high) == (1.0, 1.0, 1.0)
 
 
+def test_spread_is_the_quartiles() -> None:
+    _, latency = ratios([[1.0] * 5, [0.5, 0.1, 0.2, 0.4, 0.3]])
+    assert (latency.low, latency.ratio, latency.high) == pytest.approx((0.2, 0.3, 0.4))
+    assert latency.milliseconds == pytest.approx(300.0)
+
+
 def test_one_round_has_no_spread() -> None:
     with pytest.raises(ValueError, match="two rounds"):
         ratios([[1.0], [2.0]])
