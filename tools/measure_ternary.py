@@ -35,7 +35,8 @@ from tools.measure_accuracy import choose  # noqa: E402
 from tools.measured_files import Bench, Result  # noqa: E402
 from tools.measured_rows import TERNARY_ROWS  # noqa: E402
 from tools.measured_tasks import minilm_task, sentences_of_lengths  # noqa: E402
-from tools.ternary_tables import Document, write_tables  # noqa: E402
+from tools.pages import write_section  # noqa: E402
+from tools.ternary_tables import MARK, Document  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -202,7 +203,7 @@ def _run(run: Run, parts: Sequence[str]) -> int:
     for grid in grids:
         console.print(f"[bold]{grid.title}[/]", grid.table(), "", sep="\n")
     if run.asked.write:
-        write_tables(run.asked.write, grids)
+        write_section(run.asked.write, MARK, grids)
     return 1 if any(result.error for result in run.found.minilm) else 0
 
 

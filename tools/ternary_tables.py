@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["MARK", "Document", "write_tables"]
+__all__ = ["MARK", "Document"]
 
 MARK = "<!-- tables by tools/measure_ternary.py -->"
-"""What follows this line of a page is written anew; what is before it stays."""
+"""What is between this line of a page and its end is written anew."""
 
 
 @dataclass
@@ -66,22 +66,6 @@ class Document:
             _counts_grid(self.minilm),
         ]
         return [grid for grid in grids if grid.rows]
-
-
-def write_tables(page: Path, grids: Sequence[Grid]) -> None:
-    """Put tables into a page, behind its `MARK`.
-
-    Raises
-    ------
-    ValueError
-        If the page has no such line.
-    """
-    text = page.read_text(encoding="utf-8") if page.exists() else f"{MARK}\n"
-    before, mark, _ = text.partition(MARK)
-    if not mark:
-        raise ValueError(f"{page} has no line '{MARK}', behind which the tables go")
-    tables = "\n".join(grid.markdown() for grid in grids)
-    page.write_text(f"{before}{MARK}\n\n{tables}", encoding="utf-8")
 
 
 def _result(row: dict[str, Any]) -> Result:

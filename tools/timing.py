@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import onnxruntime as ort
-
-import onnxlr
 from onnxlr.runtime.latency import Latency, ratios, time_rounds
+from onnxlr.runtime.single_thread import SingleThread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["compare_latency"]
@@ -37,13 +35,4 @@ def compare_latency(
     rounds
         How often; one more round, not counted, warms up.
     """
-    return ratios(time_rounds([_runner(model) for model in models], feeds, rounds))
-
-
-def _runner(model: Path) -> Callable[[Mapping[str, Any]], Any]:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxlr.session(model, ["CPUExecutionProvider"], options)
-    return lambda inputs: session.run(None, dict(inputs))
+    return ratios(time_rounds([SingleThread(str(model)).run for model in models], feeds, rounds))

@@ -23,6 +23,7 @@ __all__ = [
     "ExecutionError",
     "Runner",
     "execute",
+    "in_one_line",
     "open_runner",
     "run_model",
     "store_runs",
@@ -113,14 +114,14 @@ def open_runner(model: str, level: str, edit: Edit | None = None, kernels: bool 
     except Exception as error:  # noqa: BLE001  (its exceptions share no base class)
         if not _lacks_kernel(error):
             raise ExecutionError(
-                f"ONNX Runtime {ort.__version__} cannot load it: {_line(error)}"
+                f"ONNX Runtime {ort.__version__} cannot load it: {in_one_line(error)}"
             ) from None
         try:
             return _ReferenceRunner(model, edit)
         except Exception as other:  # noqa: BLE001
             raise ExecutionError(
-                f"neither ONNX Runtime ({_line(error)}) nor ONNX's reference evaluator "
-                f"({_line(other)}) can load it"
+                f"neither ONNX Runtime ({in_one_line(error)}) nor ONNX's reference evaluator "
+                f"({in_one_line(other)}) can load it"
             ) from None
 
 
@@ -138,7 +139,7 @@ def run_model(
         return runner.run(inputs, names)
     except Exception as error:  # noqa: BLE001
         raise ExecutionError(
-            f"{runner.name} cannot run it on these inputs: {_line(error)}"
+            f"{runner.name} cannot run it on these inputs: {in_one_line(error)}"
         ) from None
 
 
@@ -146,7 +147,8 @@ def _lacks_kernel(error: Exception) -> bool:
     return "NOT_IMPLEMENTED" in str(error) or type(error).__name__ == "NotImplemented"
 
 
-def _line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
+    """Return what an error says, at most some 400 characters of it."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 400 else text[:400] + "…"
 

@@ -21,15 +21,13 @@ from typing import Any, ClassVar
 
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 from onnx import helper
 
 from onnxlr.errors import RuntimeFailureError
 from onnxlr.progress import Progress, silent
-from onnxlr.runtime.execution import ExecutionError
 from onnxlr.runtime.jobs import run_task
 from onnxlr.runtime.latency import Latency, Race, measure_latency
-from onnxlr.runtime.sessions import offer_kernels, open_session
+from onnxlr.runtime.single_thread import SingleThread
 from onnxlr.runtime.storage import read_arrays, store_arrays
 
 __all__ = [
@@ -218,11 +216,8 @@ def load_and_run(model: str, feeds: Sequence[str], memory: bool) -> dict[str, An
     start = _memory(anew=True) if memory else None
     seconds, session = _open(model)
     grown = _memory() if memory else None
-    try:
-        for feed in inputs:
-            session.run(None, feed)
-    except Exception as error:  # noqa: BLE001  (its exceptions share no base class)
-        raise ExecutionError(f"cannot be run: {_line(error)}") from None
+    for feed in inputs:
+        session.run(feed)
     end = _memory() if memory else None
     times = [seconds]
     while len(times) < _LOADS:
@@ -236,22 +231,11 @@ def load_and_run(model: str, feeds: Sequence[str], memory: bool) -> dict[str, An
     }
 
 
-def _open(model: str | bytes) -> tuple[float, ort.InferenceSession]:
-    """Return a session of one thread, and the seconds that it took to make."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
+def _open(model: str | bytes) -> tuple[float, SingleThread]:
+    """Return a session, and the seconds that it took to make."""
     start = time.thread_time()
-    problem = offer_kernels(options)
-    try:
-        session = open_session(model, options, problem, None, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001
-        raise ExecutionError(f"cannot be loaded: {_line(error)}") from None
+    session = SingleThread(model)
     return time.thread_time() - start, session
-
-
-def _line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:400]
 
 
 def _warm_up() -> None:

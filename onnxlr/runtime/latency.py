@@ -16,11 +16,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar
 
-import onnxruntime as ort
-
 from onnxlr.runtime.execution import ExecutionError
 from onnxlr.runtime.jobs import run_task
-from onnxlr.runtime.sessions import offer_kernels, open_session
+from onnxlr.runtime.single_thread import SingleThread
 from onnxlr.runtime.storage import read_arrays
 
 __all__ = ["Latency", "Race", "Races", "measure_latency", "ratios", "run_races", "time_rounds"]
@@ -126,7 +124,7 @@ def run_races(races: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, Any]:
 
 def _latencies(models: Sequence[str], feeds: Sequence[str]) -> list[list[float]] | str:
     try:
-        runs = [_runner(model) for model in models]
+        runs = [SingleThread(model).run for model in models]
         found = _race(runs, [read_arrays(Path(file)) for file in feeds])
     except ExecutionError as error:
         return str(error)
@@ -145,29 +143,6 @@ def _race(
     rounds = min(max(int(_SPENT / max(sum(trial) * repeats, 1e-9)), least), most)
     taken = time_rounds(runs, list(feeds) * repeats, rounds, clock)
     return ratios([[seconds / repeats for seconds in row] for row in taken])
-
-
-def _runner(model: str) -> Callable[[Mapping[str, Any]], Any]:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    problem = offer_kernels(options)
-    try:
-        session = open_session(model, options, problem, None, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001  (its exceptions share no base class)
-        raise ExecutionError(f"cannot be loaded: {_line(error)}") from None
-
-    def run(inputs: Mapping[str, Any]) -> Any:
-        try:
-            return session.run(None, inputs)
-        except Exception as error:  # noqa: BLE001
-            raise ExecutionError(f"cannot be run: {_line(error)}") from None
-
-    return run
-
-
-def _line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:400]
 
 
 def time_rounds(

@@ -27,7 +27,7 @@ from tools.ternary_figures import (
     layer_errors,
     time_fit,
 )
-from tools.ternary_tables import MARK, Document, write_tables
+from tools.ternary_tables import Document
 
 
 def test_errors_of_gaussian_matrices_fall_with_the_trits():
@@ -195,21 +195,6 @@ def test_tables_hold_what_was_found():
 def test_tables_that_are_empty_are_left_out():
     assert Document().grids() == []
     assert len(Document(time=FULL.time).grids()) == 1
-
-
-def test_a_page_keeps_what_is_before_the_mark(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"# Words\n\n{MARK}\n\nold tables\n")
-    write_tables(page, FULL.grids())
-    first = page.read_text()
-    assert first.startswith(f"# Words\n\n{MARK}\n\n## Gaussian")
-    assert "old tables" not in first
-    assert first.count("## ") == 5
-    write_tables(page, FULL.grids())
-    assert page.read_text() == first
-    page.write_text("# Words\n")
-    with pytest.raises(ValueError, match="has no line"):
-        write_tables(page, FULL.grids())
 
 
 @pytest.mark.parametrize(
