@@ -101,6 +101,16 @@ def test_two_modes_are_a_kronecker_product():
     np.testing.assert_allclose(chain.reconstruct(), np.kron(a, b))
 
 
+def test_the_matrix_of_many_inputs_needs_no_identity_of_their_size():
+    column = _normal(0, 60_000, 1)  # an identity of 120 000 inputs would take 115 GB
+    dense = ModeProduct(Linear.of(column), 1, 2).dense()
+    assert dense.shape == (120_000, 2)
+    np.testing.assert_array_equal(dense[::2, :1], column)
+    np.testing.assert_array_equal(dense[1::2, 1:], column)
+    assert not dense[::2, 1].any()
+    assert not dense[1::2, 0].any()
+
+
 def test_numbers_are_stored_once_and_multiplied_for_each_copy():
     matrix = Linear.of(_normal(0, 3, 4))
     mode = ModeProduct(matrix, 2, 5)

@@ -34,8 +34,9 @@ def _gptq(numbers, hessian, levels):
     return kept
 
 
-def test_tiles_of_one_number_are_gptq():
-    part, _, _ = _part(0, 40, 7, 1)
+@pytest.mark.parametrize("inputs", [40, 240])  # 96 are treated before others are told
+def test_tiles_of_one_number_are_gptq(inputs):
+    part, _, _ = _part(0, inputs, 7, 1)
     levels = np.linspace(-2, 2, 9)
     form = Form(1, 9, 1, 0, 32)
     codes = feed_forward(part, np.ones(7, np.float32), levels[:, None].astype(np.float32), form)
@@ -60,12 +61,13 @@ def test_what_a_tile_still_costs_is_its_schur_complement():
     "form",
     [Form(3, 16, 1, 0, 32), Form(3, 16, 2, 0, 32), Form(3, 5, 2, 3, 32), Form(3, 3, 3, 3, 32)],
 )
-def test_feedback_and_descent_lower_the_error(form):
-    part, _, _ = _part(2, 31, 20, 3)
+@pytest.mark.parametrize("inputs", [31, 310])
+def test_feedback_and_descent_lower_the_error(form, inputs):
+    part, _, _ = _part(2, inputs, 20, 3)
     rng = np.random.default_rng(0)
     atoms = rng.standard_normal((form.atoms, 3)).astype(np.float32)
     ones = np.ones(20, np.float32)
-    plain, _, _ = _part(2, 31, 20, 3, known=False)
+    plain, _, _ = _part(2, inputs, 20, 3, known=False)
     order = np.argsort(plain.order)[part.order]
     apart = feed_forward(plain, ones, atoms, form)
     values = None if apart.values is None else apart.values[order]
