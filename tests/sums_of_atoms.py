@@ -54,9 +54,8 @@ def coefficients_of(
     repeats: bool = False,
 ) -> Coefficients:
     """Return coefficients of `(tiles, outputs)`; without a number of entries, of all atoms."""
-    limit = (1 << max(bits, 1) - 1) - 1
     if entries is None:
-        values = generator.integers(-limit, limit + 1, (*shape, size)).astype(np.int8)
+        values = _values(generator, (*shape, size), bits)
         values[generator.random(values.shape) < 0.5] = 0
         return Coefficients(size, None, values, bits)
     if repeats:
@@ -66,8 +65,15 @@ def coefficients_of(
     indices = indices.astype(np.int64)
     if not bits:
         return Coefficients(size, indices, None)
-    values = generator.integers(-limit, limit + 1, indices.shape).astype(np.int8)
-    return Coefficients(size, indices, values, bits)
+    return Coefficients(size, indices, _values(generator, indices.shape, bits), bits)
+
+
+def _values(generator: np.random.Generator, shape: Sequence[int], bits: int) -> Array:
+    """Return whole numbers of up to 8 bits, or floats of 16 or 32."""
+    if bits > 8:
+        return generator.standard_normal(shape).astype(f"float{bits}")
+    limit = (1 << bits - 1) - 1
+    return generator.integers(-limit, limit + 1, shape).astype(np.int8)
 
 
 def summed(coefficients: Coefficients, atoms: Array) -> Array:
@@ -80,7 +86,7 @@ def summed(coefficients: Coefficients, atoms: Array) -> Array:
             for entry in range(entries):
                 at = (tile, output, entry)
                 atom = entry if coefficients.indices is None else coefficients.indices[at]
-                value = 1 if coefficients.values is None else int(coefficients.values[at])
+                value = 1 if coefficients.values is None else float(coefficients.values[at])
                 rows[output, tile] += value * atoms[atom]
     return rows.reshape(outputs, tiles * width)
 
@@ -121,7 +127,7 @@ def forms(draw: st.DrawFn, inputs: int) -> dict[str, Any]:
     size = draw(st.integers(1, 20) | st.sampled_from([64, 91, 300]))
     choice = draw(st.sampled_from(CHOICES))
     entries = {"one": 1, "all": None}.get(choice) if choice != "few" else min(size, 3)
-    bits = draw(st.integers(2, 8) if choice == "all" else st.just(0) | st.integers(2, 8))
+    bits = draw(st.sampled_from([2, 3, 4, 5, 6, 7, 8, 16, 32, *([] if choice == "all" else [0])]))
     return {
         "width": width,
         "size": size,

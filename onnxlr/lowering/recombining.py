@@ -23,14 +23,14 @@ from onnxlr.lowering.arithmetic import Arithmetic
 from onnxlr.lowering.decoding import exchanged
 from onnxlr.lowering.lowering import shared_operand
 from onnxlr.lowering.planes import numbers_of
-from onnxlr.numbers.atom_storage import Planes, index_bits
+from onnxlr.numbers.atom_storage import FLOATS, Planes, index_bits
 from onnxlr.stages import Convolution, RecombinedConvolution, RecombinedLinear
 
 if TYPE_CHECKING:
     from onnxlr.lowering.context import Context
     from onnxlr.lowering.nodes import Nodes
     from onnxlr.lowering.place import Place
-    from onnxlr.numbers.atoms import Atoms, Coefficients
+    from onnxlr.numbers.atoms import Atoms, Coefficients, Entries
     from onnxlr.stages import Recombined
 
 __all__ = ["Recombining"]
@@ -248,8 +248,9 @@ class _Making:
         axis = self._constant(np.array(0, np.int32))
         counts = write.nodes.add("CumSum", [flat, axis], "CumSum", flat.shape, dtype=np.int32)
         numbers = write.combine("Mul", counts, flat)
-        kept = np.append(np.int8(0), matrix[taken])
-        kept = np.pad(kept, (0, -kept.size % 8))  # nothing to be cut off
+        kept = np.append(matrix.dtype.type(0), matrix[taken])
+        if coefficients.bits not in FLOATS:
+            kept = np.pad(kept, (0, -kept.size % 8))  # nothing to be cut off
         values = self._values(kept, coefficients.bits)
         inputs = [write.reshape(values, [kept.size]), numbers]
         return write.nodes.add("Gather", inputs, "Gather", numbers.shape, dtype=self.inner)
@@ -258,8 +259,10 @@ class _Making:
         bits = max(index_bits(self.atoms.coefficients.size), 1)
         return numbers_of(self.write, Planes.of(indices, bits), np.int32, self._stored)
 
-    def _values(self, values: npt.NDArray[np.int8], bits: int) -> gs.Tensor:
-        """Return whole numbers around 0 as floats."""
+    def _values(self, values: Entries, bits: int) -> gs.Tensor:
+        """Return entries as floats of the arithmetic, in any dims."""
+        if bits in FLOATS:
+            return self.write.cast(self._stored(values.reshape(-1)), self.inner)
         half = 1 << (bits - 1)
         planes = Planes.of(values.astype(np.int64) + half, bits)
         codes = numbers_of(self.write, planes, self.inner, self._stored)
@@ -291,6 +294,8 @@ class _Making:
         held = self._constant(values)
         if self.nothing is None:
             return held
+        if values.dtype == self.inner:  # a Reshape would be joined with the next, and both folded
+            return self.write.combine("Add", held, self.write.cast(self.nothing, self.inner))
         shape = self._constant(np.array(values.shape, np.int64))
         wanted = self.write.combine("Add", shape, self.nothing)
         return self.write.nodes.add(

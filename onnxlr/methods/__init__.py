@@ -14,6 +14,7 @@ from onnxlr.methods.method import (
 )
 from onnxlr.methods.quantize import Quantize, QuantizeOptions
 from onnxlr.methods.registry import METHODS, find_method, options_for
+from onnxlr.methods.sparse_quantized import SparseQuantized, SparseQuantizedOptions
 from onnxlr.methods.spectrum import Spectrum
 from onnxlr.methods.svd import Svd, SvdOptions
 from onnxlr.methods.ternary import Ternary, TernaryOptions
@@ -32,6 +33,8 @@ __all__ = [
     "Recipe",
     "Rounding",
     "Setting",
+    "SparseQuantized",
+    "SparseQuantizedOptions",
     "Spectrum",
     "Svd",
     "SvdOptions",

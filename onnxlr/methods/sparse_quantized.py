@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from math import inf, log2
+from math import inf
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxlr.errors import UsageError
-from onnxlr.methods.atoms import Asked, Fitted, Form, Weight, candidates, promising, search
+from onnxlr.methods.atoms import BIT, Asked, Fitted, Form, Sizes, Weight, candidates, search
 from onnxlr.methods.method import Options, Setting
 from onnxlr.metrics import relative_error
+from onnxlr.numbers.atom_storage import FLOATS
 from onnxlr.numbers.atoms import Atoms
 from onnxlr.stages import Chain
 from onnxlr.stages.recombined import recombined
@@ -29,12 +30,8 @@ _TILE = 3
 """Inputs of a tile where the number of atoms is given and the tile is not."""
 
 _METRICS = ("frobenius", "activation", "fisher-rows")
-_STEP = 0.25
 _MOST_BITS = 8.0
-"""Sizes that are tried for an error, and the largest: behind it int8 takes no more."""
-
-_NOTHING = 1e-30
-"""A squared error that no form reaches."""
+"""The most bits that are tried for an error: behind it int8 takes no more."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,9 @@ class SparseQuantizedOptions:
         Of sparse_quantized: atoms that a tile of one output takes. Chosen if not given, 1 where
         `atoms` are.
     value_bits
-        Of sparse_quantized: bits of how much a tile takes of an atom, 2 to 8; 0 for atoms that are
-        taken as they are. Chosen if not given, 0 where `atoms` are.
+        Of sparse_quantized: bits of how much a tile takes of an atom, 2 to 8 for whole numbers, 16
+        or 32 for floats; 0 for atoms that are taken as they are. Chosen if not given, of floats
+        never; 0 where `atoms` are.
     dictionary_bits
         Of sparse_quantized: bits of a number of an atom, 4 or 8 for whole numbers, 16 or 32 for
         floats; 0 for the inputs themselves as atoms, which are as many. Chosen if not given, 8
@@ -91,7 +89,7 @@ class SparseQuantizedOptions:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise UsageError(f"{name} {value} is not a whole number of at least 1")
-        _expect("value_bits", self.value_bits, (0, 2, 3, 4, 5, 6, 7, 8))
+        _expect("value_bits", self.value_bits, (0, 2, 3, 4, 5, 6, 7, 8, 16, 32))
         _expect("dictionary_bits", self.dictionary_bits, (0, 4, 8, 16, 32))
         _expect("recombine", self.recombine, RECOMBINE)
 
@@ -174,20 +172,23 @@ class SparseQuantized:
         """Return the chain of the fewest bits that are expected to be enough, and are."""
         limit = options.max_error or 0.0
         exact = weight.numbers.astype(np.float64)
-        bits = _STEP
-        while bits <= _MOST_BITS:
-            forms = candidates(weight, bits * weight.numbers.size / 8, _asked(options, weight))
-            best = promising(weight, forms)[:1]
-            if best and best[0][1] <= limit**2:
-                fitted = weight.fitted(best[0][0], setting.progress)
-                chain = _chain(fitted, weight, options, setting)
-                made = chain.reconstruct()
-                if relative_error(setting.metric, exact, made, setting.groups) <= limit:
-                    return chain
-            bits += _step(best[0][1], limit) if best else _STEP
+        takes_floats = options.value_bits in FLOATS
+        most = 8.0 * setting.compute.itemsize if takes_floats else _MOST_BITS
+        sizes = Sizes(weight, _asked(options, weight), most)
+        wanted = limit**2
+        size = sizes.fewest(1, wanted, _BITS)
+        while size is not None:
+            form, expected = sizes.best(size)
+            chain = _chain(weight.fitted(form, setting.progress), weight, options, setting)
+            error = relative_error(setting.metric, exact, chain.reconstruct(), setting.groups)
+            if error <= limit:
+                return chain
+            # so much more than expected, others will lose as well; of a bit at most
+            wanted = min(wanted, limit**2 * max(expected / error**2, BIT))
+            size = sizes.fewest(size + 1, wanted) or sizes.last(size + 1, limit**2)
         raise UsageError(
-            f"max_error {limit:g} is not reached with {_MOST_BITS:g} bits for each entry of the "
-            "weight: allow a larger error"
+            f"max_error {limit:g} is not reached with {most:g} bits for each entry of the weight: "
+            "allow a larger error"
         )
 
     def settle(self, options: SparseQuantizedOptions, chain: Chain) -> SparseQuantizedOptions:
@@ -234,15 +235,6 @@ def _check(weight: npt.NDArray[Any], setting: Setting) -> None:
         raise UsageError(
             f"sparse_quantized fits in metric {', '.join(_METRICS)}, not {setting.metric.name}"
         )
-
-
-def _step(expected: float, limit: float) -> float:
-    """Return how many bits to go on by from a squared error that is expected, for one of `limit`.
-
-    A bit more divides a squared error by 4, at times by a little more.
-    """
-    lacking = log2(max(expected, _NOTHING) / max(limit**2, _NOTHING)) / 2
-    return _STEP * max(int((lacking - 1) / _STEP), 1)
 
 
 def _form(options: SparseQuantizedOptions, weight: Weight) -> Form:

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FORMS", "Planes", "coefficient_bytes", "index_bits", "packed_bytes"]
+__all__ = [
+    "FLOATS",
+    "FORMS",
+    "Planes",
+    "coefficient_bytes",
+    "entry_bytes",
+    "entry_type",
+    "index_bits",
+    "packed_bytes",
+]
 
 FORMS = ("indices", "mask", "values")
 """How a column's coefficients are kept: the numbers of its atoms, as many in each column; a bit for
 each atom that says whether it has an entry; or an entry for each atom. The first two have the
 entries beside them, unless all are 1."""
+
+FLOATS: dict[int, np.dtype[Any]] = {16: np.dtype(np.float16), 32: np.dtype(np.float32)}
+"""Entries of so many bits are floats, all others whole numbers."""
 
 _TOGETHER = 8
 """Numbers whose bits make whole bytes, however many bits they have."""
@@ -29,6 +42,16 @@ def index_bits(count: int) -> int:
 def packed_bytes(count: int, bits: int) -> int:
     """Return the bytes of so many whole numbers of so many bits."""
     return -(-count // _TOGETHER) * bits
+
+
+def entry_type(bits: int) -> np.dtype[Any]:
+    """Return the type that entries of so many bits have in memory."""
+    return FLOATS.get(bits, np.dtype(np.int8))
+
+
+def entry_bytes(count: int, bits: int) -> int:
+    """Return the bytes of so many entries: whole numbers are packed, floats are not."""
+    return count * FLOATS[bits].itemsize if bits in FLOATS else packed_bytes(count, bits)
 
 
 def coefficient_bytes(
@@ -47,16 +70,17 @@ def coefficient_bytes(
     nonzeros
         Entries of all columns that are not 0.
     bits
-        Of an entry; 0 where all are 1, which cannot be kept as `values`.
+        Of an entry, a float if they are in `FLOATS`; 0 where all are 1, which cannot be kept as
+        `values`.
     """
     places = max(index_bits(size), 1)
     found = {
-        "indices": packed_bytes(columns * entries, places) + packed_bytes(columns * entries, bits),
+        "indices": packed_bytes(columns * entries, places) + entry_bytes(columns * entries, bits),
         "mask": packed_bytes(columns * size, 1),
     }
     if bits:
-        found["mask"] += packed_bytes(nonzeros + 1, bits)  # what is not there is a 0 in front
-        found["values"] = packed_bytes(columns * size, bits)
+        found["mask"] += entry_bytes(nonzeros + 1, bits)  # what is not there is a 0 in front
+        found["values"] = entry_bytes(columns * size, bits)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +18,15 @@ from onnxlr.numbers.atom_storage import (
 )
 from onnxlr.numbers.encoding import Encoded
 
-__all__ = ["Atoms", "Coefficients", "index_bits"]
+__all__ = ["Atoms", "Coefficients", "Entries", "index_bits"]
 
 Matrix = npt.NDArray[np.float64]
+Entries: TypeAlias = npt.NDArray[np.int8 | np.float16 | np.float32]
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """A sparse matrix of whole numbers: what is taken of each atom, in every column.
+    """A sparse matrix: what is taken of each atom, in every column.
 
     Attributes
     ----------
@@ -35,15 +36,16 @@ class Coefficients:
         Atoms that a column has entries for, int64 of shape `(tiles, outputs, entries)`; None where
         every column has an entry for each atom, which may be 0.
     values
-        The entries, int8 of the same shape, or `(tiles, outputs, size)` without indices; None where
-        all are 1.
+        The entries, of the same shape, or `(tiles, outputs, size)` without indices; None where all
+        are 1. int8, float16 or float32.
     bits
-        Of a value, 2 to 8: from `−(2^(bits−1) − 1)` to `2^(bits−1) − 1`. 0 without values.
+        Of a value. 2 to 8 for whole numbers from `−(2^(bits−1) − 1)` to `2^(bits−1) − 1`, 16 or 32
+        for floats. 0 without values.
     """
 
     size: int
     indices: npt.NDArray[np.int64] | None
-    values: npt.NDArray[np.int8] | None
+    values: Entries | None
     bits: int = 0
 
     @property
@@ -95,7 +97,7 @@ class Coefficients:
     def _sizes(self) -> dict[str, int]:
         return coefficient_bytes(self.columns, self.size, self.most, self.nonzeros, self.bits)
 
-    def entries(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8] | None]:
+    def entries(self) -> tuple[npt.NDArray[np.int64], Entries | None]:
         """Return indices, and values unless all are 1, `(tiles, outputs, entries)` both."""
         if self.indices is not None:
             return self.indices, self.values
@@ -104,12 +106,12 @@ class Coefficients:
         first = np.argsort(self.values == 0, axis=2, kind="stable")[..., : self.most]
         return first, np.take_along_axis(self.values, first, axis=2)
 
-    def matrix(self) -> npt.NDArray[np.int8]:
+    def matrix(self) -> Entries:
         """Return an entry for each atom, `(tiles, outputs, size)`; atoms must not repeat."""
         if self.indices is None:
-            return np.asarray(self.values, np.int8)
+            return np.asarray(self.values)
         values = np.int8(1) if self.values is None else self.values
-        whole = np.zeros((*self.shape[:2], self.size), np.int8)
+        whole = np.zeros((*self.shape[:2], self.size), values.dtype)
         np.put_along_axis(whole, self.indices, values, axis=2)
         return whole
 

@@ -19,6 +19,7 @@ def test_the_file_is_what_is_stored():
         {"width": 4, "size": 256, "kind": "float16"},
         {"width": 64, "size": 56, "entries": None, "bits": 4, "kind": "int8"},
         {"width": 1, "size": 1, "entries": None, "bits": 4},
+        {"width": 64, "size": 14, "entries": None, "bits": 16, "kind": "float16"},
     ):
         for each_run in (False, True):
             atoms = _random_atoms((256, 256), **form)
@@ -41,7 +42,7 @@ def _random_atoms(dims, **form):
     shape = (-(-dims[0] // form["width"]), dims[1])
     size, kept = form["size"], small.coefficients
     if kept.indices is None:
-        values = generator.integers(-7, 8, (*shape, size)).astype(np.int8)
+        values = generator.integers(-7, 8, (*shape, size)).astype(kept.values.dtype)
         values[generator.random(values.shape) < 0.5] = 0
         coefficients = type(kept)(size, None, values, kept.bits)
     else:

@@ -160,6 +160,8 @@ def _floats(model):
         {"kind": "float16"},
         {"kind": "int8", "width": 20, "entries": None, "bits": 4},
         {"width": 20, "size": 40, "entries": 3, "bits": 4},
+        {"width": 20, "size": 5, "entries": None, "bits": 16, "kind": "float16"},
+        {"width": 4, "size": 9, "entries": 2, "bits": 32},
     ],
 )
 def test_float16_models(form, opset, each_run):
@@ -174,7 +176,7 @@ def test_float16_models(form, opset, each_run):
 
 
 def _sparse(dims, entries, bits):
-    """Return a sparse matrix of integers: atoms are single inputs."""
+    """Return a sparse matrix of integers, or of floats: atoms are single inputs."""
     drawn = sums_of(dims, width=dims[0], size=dims[0], entries=entries, bits=bits).atoms
     return replace(drawn, dictionary=replace(drawn.dictionary, codes=np.eye(dims[0], dtype="f4")))
 
@@ -182,8 +184,9 @@ def _sparse(dims, entries, bits):
 @pytest.mark.parametrize("each_run", [False, True])
 @pytest.mark.parametrize("opset", [7, 9, 11, 17])
 @pytest.mark.parametrize("entries", [3, 12, None])
-def test_an_identity_is_not_stored(entries, opset, each_run):
-    atoms = _sparse((24, 16), entries, 4)
+@pytest.mark.parametrize("bits", [4, 16, 32])
+def test_an_identity_is_not_stored(entries, opset, each_run, bits):
+    atoms = _sparse((24, 16), entries, bits)
     x = _normal(1, 5, 24)
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
     model = model_of([node], {"x": x}, ["y"], {"w": _normal(2, 24, 16)}, opset)
@@ -193,7 +196,9 @@ def test_an_identity_is_not_stored(entries, opset, each_run):
     for output in range(16):
         for entry in range(kept.shape[2]):
             row = entry if kept.indices is None else kept.indices[0, output, entry]
-            values[row, output] += kept.values[0, output, entry] * float(atoms.scales[output])
+            values[row, output] += float(kept.values[0, output, entry]) * float(
+                atoms.scales[output]
+            )
     expect(changed, {"x": x}, x @ values, 1e-5)
     assert max(np.prod(t.dims) for t in changed.graph.initializer) < 24 * 24
     _expect_way(changed, each_run)
@@ -285,6 +290,9 @@ def test_inside_a_function(each_run):
         {"width": 4, "size": 30, "kind": "int4", "entries": 2, "bits": 3},
         {"width": 24, "size": 40, "entries": 3, "bits": 5},
         {"width": 12, "size": 64, "entries": 9, "bits": 4},
+        {"width": 24, "size": 7, "entries": None, "bits": 32},
+        {"width": 24, "size": 60, "entries": 20, "bits": 16},
+        {"width": 4, "size": 30, "entries": 2, "bits": 16},
     ],
 )
 def test_the_reference_evaluator_agrees(form, opset):
@@ -309,3 +317,19 @@ def test_int8_data_is_refused(target, activations):
     assert f"float weights are made of them, {activations} data was asked" in str(error.value)
     changed = written(model, [stage], target)
     expect(changed, {"x": x}, x @ sums.dense, 1e-5)
+
+
+@pytest.mark.parametrize("opset", ALL_OPSETS)
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize(
+    ("size", "entries", "width"), [(5, None, 24), (30, 4, 24), (30, 2, 3), (30, 1, 3), (40, 25, 24)]
+)
+def test_floats_are_multiplied_in_each_run_if_that_is_asked(size, entries, width, bits, opset):
+    sums = sums_of((24, 16), width=width, size=size, entries=entries, bits=bits)
+    x = _normal(1, 5, 24)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    model = model_of([node], {"x": x}, ["y"], {"w": _normal(2, 24, 16)}, opset)
+    changed = written(model, [recombined(sums.atoms, None, (), True)])
+    size = np.abs(x).astype(np.float64) @ np.abs(sums.dense)
+    expect(changed, {"x": x}, x.astype(np.float64) @ sums.dense, 1e-5, size)
+    assert {"Size", "Mul"} <= set(operators(optimised(changed)))  # the scales wait for the sums

@@ -15,6 +15,7 @@ from onnx import helper
 import onnxlr
 from onnxlr.errors import UsageError
 from onnxlr.methods import Setting, find_method
+from onnxlr.methods.atoms import Weight
 from onnxlr.methods.sparse_quantized import SparseQuantized, SparseQuantizedOptions
 from onnxlr.metrics import Activation, Kfac
 from onnxlr.stages.recombined import RecombinedConvolution, RecombinedLinear
@@ -61,7 +62,7 @@ def _by_hand(stage):
         for tile in range(tiles):
             for entry in range(entries):
                 atom = entry if taken.indices is None else taken.indices[tile, output, entry]
-                value = 1 if taken.values is None else int(taken.values[tile, output, entry])
+                value = 1 if taken.values is None else float(taken.values[tile, output, entry])
                 columns[output, tile * width : tile * width + width] += value * dictionary[atom]
     columns *= atoms.scales.astype(np.float64)[:, None]
     columns = columns[:, : atoms.inputs]
@@ -79,6 +80,8 @@ def _by_hand(stage):
             {"atoms": 3, "tile": 1, "dictionary_bits": 32},
             {"atoms": 6, "tile": 4, "nonzeros": 2, "value_bits": 3},
             {"atoms": 1, "tile": 100, "nonzeros": 1, "value_bits": 8, "dictionary_bits": 16},
+            {"atoms": 6, "tile": 4, "nonzeros": 2, "value_bits": 16, "dictionary_bits": 16},
+            {"atoms": 2, "tile": 100, "nonzeros": 2, "value_bits": 32, "dictionary_bits": 32},
         ]
     ),
     known=st.booleans(),
@@ -390,7 +393,17 @@ def _samples(count, seed=0):
 
 
 @pytest.mark.parametrize("recombine", [None, "run"])
-def test_a_plan_says_it_all_and_gives_the_same_bytes(recombine: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"bits": 4},
+        {"bits": 14, "value_bits": 16},
+        {"atoms": 48, "tile": 160, "nonzeros": 30, "value_bits": 32, "dictionary_bits": 16},
+    ],
+)
+def test_a_plan_says_it_all_and_gives_the_same_bytes(
+    recombine: str | None, budget: dict[str, Any], tmp_path: Path
+) -> None:
     model = _model()
     onnx.save(model, tmp_path / "m.onnx")
     common: dict[str, Any] = {
@@ -403,8 +416,8 @@ def test_a_plan_says_it_all_and_gives_the_same_bytes(recombine: str | None, tmp_
         tmp_path / "m.onnx",
         files[0],
         method="sparse_quantized",
-        bits=4,
         recombine=recombine,
+        **budget,
         **common,
     )
     choices = result.plan.layers
@@ -415,9 +428,29 @@ def test_a_plan_says_it_all_and_gives_the_same_bytes(recombine: str | None, tmp_
         assert {"atoms", "tile", "nonzeros", "value_bits", "dictionary_bits"} <= set(options)
         assert "bits" not in options
         assert options.get("recombine") == recombine
+        assert "value_bits" not in budget or options["value_bits"] == budget["value_bits"]
     (tmp_path / "p.json").write_text(result.plan.dumps())
     onnxlr.rewrite(tmp_path / "m.onnx", files[1], plan=tmp_path / "p.json", **common)
     assert files[0].read_bytes() == files[1].read_bytes()
     x = _samples(300, seed=5)
     wanted, found = (run(onnx.load(file), {"x": x})[0] for file in (tmp_path / "m.onnx", files[0]))
-    assert _distance(found, wanted) < 0.15
+    assert _distance(found, wanted) < (0.6 if "value_bits" in budget else 0.15)
+    planned = [choice.to_json()["options"] for choice in choices.values()]
+    for layer, options in zip(("w", "v"), planned, strict=True):
+        assert options["tile"] > 0, layer
+
+
+@pytest.mark.parametrize("limit", [0.4, 0.2, 0.08, 0.03])
+def test_an_error_takes_few_fits(limit, monkeypatch):
+    fits = []
+    fitted = Weight.fitted
+    monkeypatch.setattr(Weight, "fitted", lambda *own: fits.append(own[1]) or fitted(*own))
+    weight = _weight(34, 64, 96)
+    covariance = _covariance(35, 64)
+    for known in (None, covariance):
+        fits.clear()
+        chain = _decompose(weight, max_error=limit, covariance=known)
+        assert len(fits) <= 3
+        sizes = [form.bytes(64, 96, 4) for form in fits]
+        assert sizes == sorted(sizes)
+        assert chain.cost.bytes <= sizes[-1]

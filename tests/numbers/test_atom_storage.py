@@ -60,6 +60,12 @@ def test_bytes_of_the_forms_by_hand():
         "values": 80 * 30 * 3 // 8,
     }
     assert coefficient_bytes(80, 30, 2, 160, 0) == {"indices": 100, "mask": 300}
+    assert coefficient_bytes(80, 30, 2, 150, 16) == {
+        "indices": 160 * 5 // 8 + 160 * 2,
+        "mask": 80 * 30 // 8 + 151 * 2,  # floats are not packed in eights
+        "values": 80 * 30 * 2,
+    }
+    assert coefficient_bytes(7, 3, 1, 5, 32) == {"indices": 2 + 28, "mask": 3 + 24, "values": 84}
     assert [index_bits(count) for count in (1, 2, 3, 256, 257)] == [0, 1, 2, 8, 9]
 
 
@@ -67,7 +73,7 @@ def test_bytes_of_the_forms_by_hand():
     shape=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     size=st.integers(1, 40),
     entries=st.none() | st.integers(1, 4),
-    bits=st.integers(2, 8),
+    bits=st.sampled_from([*range(2, 9), 16, 32]),
     plain=st.booleans(),
     seed=seeds,
 )
@@ -89,7 +95,11 @@ def test_every_form_is_the_same_sums(shape, size, entries, bits, plain, seed):
     assert kept.nonzeros == np.count_nonzero(whole)
 
 
-@given(seed=seeds, entries=st.none() | st.integers(1, 6), bits=st.integers(2, 8))
+@given(
+    seed=seeds,
+    entries=st.none() | st.integers(1, 6),
+    bits=st.sampled_from([*range(2, 9), 16, 32]),
+)
 def test_the_form_is_the_cheapest(seed, entries, bits):
     kept = coefficients_of(np.random.default_rng(seed), (3, 8), 24, entries, bits)
     sizes = coefficient_bytes(24, 24, kept.most, np.count_nonzero(kept.matrix()), bits)

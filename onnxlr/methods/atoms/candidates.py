@@ -88,7 +88,7 @@ def _clusters(weight: Weight, limit: float, asked: Asked) -> Iterator[Form]:
 def _squares(weight: Weight, limit: float, asked: Asked) -> Iterator[Form]:
     width = min(asked.tile or _SQUARE, weight.shape[0])
     for own in asked.one_of("value_bits", _SQUARE_BITS):
-        for bits in asked.one_of("dictionary_bits", (0, 8)):
+        for bits in asked.one_of("dictionary_bits", (0, _beside(own))):
             if own:
                 yield from _with_entries(weight, limit, Form(width, width, width, own, bits), asked)
 
@@ -96,7 +96,7 @@ def _squares(weight: Weight, limit: float, asked: Asked) -> Iterator[Form]:
 def _wholes(weight: Weight, limit: float, asked: Asked) -> Iterator[Form]:
     inputs, outputs = weight.shape
     for own in asked.one_of("value_bits", _WHOLE_BITS):
-        for bits in asked.one_of("dictionary_bits", (8,)):
+        for bits in asked.one_of("dictionary_bits", (_beside(own),)):
             kinds = [_Whole(inputs, own, bits, share, asked.nonzeros) for share in (1, 2)]
             for kind in kinds if own and bits else ():
                 yield from kind.within(weight, limit, min(inputs, outputs) - 1)
@@ -122,6 +122,11 @@ class _Whole:
         rank = _largest(most, lambda k: weight.bytes(self.of(k)) <= limit)
         if rank:
             yield self.of(rank)
+
+
+def _beside(value_bits: int) -> int:
+    """Return the usual bits of a dictionary: with entries that are floats it has no grid either."""
+    return max(value_bits, 8)
 
 
 def _with_atoms(weight: Weight, limit: float, most: Form) -> Iterator[Form]:

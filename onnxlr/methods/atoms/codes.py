@@ -7,7 +7,7 @@ from math import inf
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
+from scipy import linalg, sparse
 
 __all__ = ["Codes", "improve", "pursue"]
 
@@ -16,6 +16,9 @@ Indices = npt.NDArray[np.int64]
 
 _ROUNDS = 2
 """How often each entry is chosen anew while the others stay, behind the greedy choice."""
+
+_RIDGE = 1e-6
+"""Added to products of atoms with themselves, of their mean: atoms may be alike."""
 
 _CHUNK = 1 << 21
 """Numbers of a table of gains that are in memory at once."""
@@ -61,7 +64,8 @@ def pursue(
 
     For a target `w` in a metric `S`, atoms `a_j` and a residual `r`, taking `v` of an atom lowers
     `‖r‖²_S` by `v (2 ⟨a_j, r⟩ − v ⟨a_j, a_j⟩)`: orthogonal matching pursuit on a grid, followed by
-    coordinate descent over entries.
+    coordinate descent over entries. Entries that no grid binds are solved for in the end, all of a
+    column at once.
 
     Parameters
     ----------
@@ -106,6 +110,8 @@ def improve(
         for entry in range(indices.shape[1]):
             _take(lacking, gram, indices[own], part, entry, 1)
         _cycle(lacking, gram, indices[own], part, largest)
+        if part is not None and largest == inf:
+            _settle(lacking, gram, indices[own], part)
 
 
 def _pursue(
@@ -121,6 +127,8 @@ def _pursue(
             _take(seen, gram, indices, values, entry, 1)
     for _ in range(_ROUNDS):
         _cycle(seen, gram, indices, values, largest)
+    if values is not None and largest == inf:
+        _settle(seen, gram, indices, values)
 
 
 def _cycle(
@@ -137,6 +145,26 @@ def _cycle(
         else:
             _choose(lacking, diagonal, indices, values, entry, largest)
         _take(lacking, gram, indices, values, entry, 1)
+
+
+def _settle(lacking: Single, gram: Single, indices: Indices, values: Single) -> None:
+    """Give the atoms of each column the amounts of least squared error; in place.
+
+    What is solved for is the change, which with any ridge lowers the error or is 0.
+    """
+    columns, entries = indices.shape
+    whole = gram.astype(np.float64)
+    ridge = _RIDGE * (float(np.diagonal(whole).mean()) or 1.0) * np.eye(entries)
+    if entries == len(gram):
+        seen = np.take_along_axis(lacking, indices, axis=1).T
+        values += linalg.solve(whole + ridge, seen, assume_a="sym").T
+        return
+    rows = max(_CHUNK // entries**2, 1)
+    for first in range(0, columns, rows):
+        own = indices[first : first + rows]
+        seen = np.take_along_axis(lacking[first : first + rows], own, axis=1)
+        grams = whole[own[:, :, None], own[:, None, :]] + ridge
+        values[first : first + rows] += np.linalg.solve(grams, seen[..., None])[..., 0]
 
 
 def _take(

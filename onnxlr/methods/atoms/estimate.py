@@ -91,45 +91,53 @@ class Estimate:
         return [Weighing()] * count
 
     @cached_property
-    def _weighed(self) -> list[Matrix]:
-        pairs = zip(self._weighings, self._parts, strict=True)
-        return [weighing.weigh(part) for weighing, part in pairs]
+    def _weighed(self) -> Matrix:
+        """The weight of all parts side by side, in a metric of all of them.
 
-    @cached_property
-    def _total(self) -> float:
-        return sum(float(np.vdot(part, part)) for part in self._weighed) or 1.0
+        They have one dictionary. What their inputs cost together is the mean of what it is of each,
+        apart from how much: exact for one part, and without covariances.
+        """
+        lefts = [weighing.left for weighing in self._weighings]
+        if len(lefts) == 1 or any(left is None for left in lefts):
+            pairs = zip(self._weighings, self._parts, strict=True)
+            return np.concatenate([weighing.weigh(part) for weighing, part in pairs], axis=1)
+        costs = [
+            np.diag(one**2) if one.ndim == 1 else one.T @ one for one in lefts if one is not None
+        ]
+        sizes = [float(np.trace(cost)) for cost in costs]
+        shared = sum(cost / size for cost, size in zip(costs, sizes, strict=True)) / len(costs)
+        apart = [np.sqrt(size) * part for size, part in zip(sizes, self._parts, strict=True)]
+        return Weighing.of(np.asarray(shared)).weigh(np.concatenate(apart, axis=1))
 
     @cached_property
     def _factor(self) -> float:
         """What a relative squared error of the numbers costs."""
-        total = 0.0
+        cost = total = 0.0
         for weighing, part in zip(self._weighings, self._parts, strict=True):
             left = np.ones(1) if weighing.left is None else weighing.left
             diagonal = np.abs(left if left.ndim == 1 else np.diagonal(left))
             mean = float(np.exp(2 * np.log(diagonal).mean()))
-            total += mean * float(np.vdot(part, part))
-        return total / self._total
+            weighed = weighing.weigh(part)
+            cost += mean * float(np.vdot(part, part))
+            total += float(np.vdot(weighed, weighed))
+        return cost / (total or 1.0)
 
     @cached_property
-    def _spectra(self) -> list[Matrix]:
-        """Squared singular values of the weighed matrices, the largest first."""
-        grams = [
-            part @ part.T if part.shape[0] < part.shape[1] else part.T @ part
-            for part in self._weighed
-        ]
-        return [np.maximum(linalg.eigvalsh(gram)[::-1], 0.0) for gram in grams]
+    def _spectrum(self) -> Matrix:
+        """Squared singular values of the weighed matrix, the largest first."""
+        matrix = self._weighed
+        gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
+        return np.asarray(np.maximum(linalg.eigvalsh(gram)[::-1], 0.0))
 
     def _tail(self, rank: int) -> float:
         """Return what no product of so many atoms has, whatever their coefficients are."""
-        return sum(float(values[rank:].sum()) for values in self._spectra) / self._total
+        return float(self._spectrum[rank:].sum()) / (float(self._spectrum.sum()) or 1.0)
 
     def _sparse(self, form: Form) -> float:
         """Return what sparse sums of orthogonal atoms leave."""
-        left = 0.0
-        for part in self._weighed:
-            atoms, taken = alternate(part, form.atoms, form.nonzeros)
-            left += float(np.sum(np.square(part - atoms @ taken)))
-        return left / self._total
+        atoms, taken = alternate(self._weighed, form.atoms, form.nonzeros)
+        left = float(np.sum(np.square(self._weighed - atoms @ taken)))
+        return left / (float(np.vdot(self._weighed, self._weighed)) or 1.0)
 
     def _distortion(self, form: Form) -> float:
         """Return the relative squared error of tiles that do not make up for each other.
@@ -149,14 +157,13 @@ class Estimate:
         if not form.is_identity:
             found = encode(found, form.format, self.compute).decode().astype(np.float32)
         step = 1.0
-        if form.value_bits:
+        if form.has_steps:
             step = float(step_sizes(made_of, cost.astype(np.float32), found, form, 1)[0])
-        largest = form.largest if form.value_bits else None
         scaled = own / np.float32(step)
         if form.takes_one:
             codes = Codes(form.atoms, nearest(scaled, found)[:, None], None)
         else:
-            taken = pursue(scaled @ found.T, found @ found.T, form.nonzeros, largest)
+            taken = pursue(scaled @ found.T, found @ found.T, form.nonzeros, form.largest)
             codes = Codes(form.atoms, *taken)
         wrong = np.square(scaled - codes.combine(found)).sum(axis=1)
         lengths = np.square(scaled).sum(axis=1)

@@ -66,7 +66,7 @@ def _coded(
         indices = closest(target.T, spread, _squares(atoms, spread))[:, None]
     else:
         gram = atoms @ spread
-        indices, values = pursue(target.T @ spread, gram, form.nonzeros, _largest(form))
+        indices, values = pursue(target.T @ spread, gram, form.nonzeros, form.largest)
     codes.indices[tile] = indices
     if codes.values is not None:
         codes.values[tile] = values
@@ -101,7 +101,7 @@ def descend(part: Part, scales: Single, atoms: Single, form: Form, codes: Codes)
                 codes.indices[tile, :, 0] = closest(target, spread, _squares(atoms, spread))
             else:
                 seen = kept[tile].T @ spread + own_gradient[own].T @ atoms.T
-                improve(seen, atoms @ spread, codes.indices[tile], values, _largest(form))
+                improve(seen, atoms @ spread, codes.indices[tile], values, form.largest)
             new = Codes(form.atoms, codes.indices[tile], values).combine(atoms).T
             changes[own] = new - kept[tile]
             own_gradient -= near[:, own] @ changes[own]
@@ -111,11 +111,6 @@ def descend(part: Part, scales: Single, atoms: Single, form: Form, codes: Codes)
 def _squares(atoms: Single, spread: Single) -> Single:
     """Return the squared lengths of atoms in a metric."""
     return np.asarray(np.einsum("kd,dk->k", atoms, spread))
-
-
-def _largest(form: Form) -> float | None:
-    """Return the largest value of an entry as `pursue` takes it."""
-    return form.largest if form.value_bits else None
 
 
 def _empty(form: Form, count: int, outputs: int) -> Codes:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log2
+from math import inf, log2
 
 from onnxlr.numbers import Format
-from onnxlr.numbers.atom_storage import coefficient_bytes, packed_bytes
+from onnxlr.numbers.atom_storage import FLOATS, coefficient_bytes, packed_bytes
 
 __all__ = ["Form"]
 
@@ -26,7 +26,8 @@ class Form:
     nonzeros
         Entries of a column: what a tile of one output takes of the dictionary.
     value_bits
-        Of an entry, from `−(2^(bits−1) − 1)` to `2^(bits−1) − 1`; 0 where all are 1.
+        Of an entry: 2 to 8 for whole numbers from `−(2^(bits−1) − 1)` to `2^(bits−1) − 1`, 16 and
+        32 for floats; 0 where all are 1.
     dictionary_bits
         Of a number of an atom: 4 and 8 are whole numbers, 16 and 32 floats. 0 for the identity,
         which is not kept.
@@ -54,9 +55,21 @@ class Form:
         return self.dictionary_bits == 0
 
     @property
-    def largest(self) -> int:
-        """The largest value of an entry."""
-        return 2 ** (self.value_bits - 1) - 1 if self.value_bits else 1
+    def takes_floats(self) -> bool:
+        """Whether entries are any numbers, not those of a grid."""
+        return self.value_bits in FLOATS
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether entries are whole numbers of steps, which differ from output to output."""
+        return self.value_bits > 0 and not self.takes_floats
+
+    @property
+    def largest(self) -> float | None:
+        """The largest value of an entry, infinity for floats; None where all are 1."""
+        if self.takes_floats:
+            return inf
+        return 2 ** (self.value_bits - 1) - 1 if self.value_bits else None
 
     @property
     def format(self) -> Format:

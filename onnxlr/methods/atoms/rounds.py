@@ -15,6 +15,7 @@ from onnxlr.methods.atoms.least_squares import solve_dictionary
 from onnxlr.methods.atoms.start import dictionary, steps
 from onnxlr.methods.atoms.tiles import Part, Tiles, kept_scales
 from onnxlr.numbers import Encoded, Format, encode
+from onnxlr.numbers.atom_storage import entry_type
 from onnxlr.numbers.atoms import Coefficients
 from onnxlr.progress import Progress, silent
 
@@ -25,6 +26,11 @@ Single = npt.NDArray[np.float32]
 
 _ROUNDS = 3
 """Rounds of coefficients; the dictionary is solved anew between them."""
+
+_FREE_ROUNDS = 10
+_SETTLED = 2e-4
+"""Rounds of coefficients that no grid binds, which gain for longer: as many at most, and until the
+error falls by less than this part of it."""
 
 
 @dataclass(frozen=True)
@@ -66,25 +72,27 @@ def fit(tiles: Tiles, form: Form, seed: int = 0, progress: Progress = silent) ->
     """Return a weight in a form: the best of a few rounds.
 
     Each round chooses coefficients tile by tile with error feedback, improves them tile by tile,
-    and solves for the scales; between rounds the dictionary is solved for and rounded.
+    and solves for the scales, unless coefficients are floats, which have them in them; between
+    rounds the dictionary is solved for and rounded.
     """
     kept = _kept(dictionary(tiles, form, seed), form, tiles)
     apart = [steps(part, _single(kept), form) for part in tiles.parts]
     scales: Sequence[Single] = _held(tiles, apart)
-    best: _State | None = None
-    for turn in range(_ROUNDS):
-        progress("fitting", turn, _ROUNDS)
-        state = _round(tiles, form, kept, scales)
-        if best is None or state.error < best.error:
+    rounds = _FREE_ROUNDS if form.takes_floats else _ROUNDS
+    progress("fitting", 0, rounds)
+    best = state = _round(tiles, form, kept, scales)
+    for turn in range(1, rounds):
+        progress("fitting", turn, rounds)
+        if not form.is_identity:
+            atoms = solve_dictionary(tiles, state.scales, state.codes, _single(state.dictionary))
+            kept = _kept(atoms, form, tiles)
+        state = _round(tiles, form, kept, state.scales)
+        gained = best.error - state.error
+        if gained > 0:
             best = state
-        if turn + 1 < _ROUNDS:
-            scales = state.scales
-            if not form.is_identity:
-                atoms = solve_dictionary(tiles, scales, state.codes, _single(kept))
-                kept = _kept(atoms, form, tiles)
-    progress("fitting", _ROUNDS, _ROUNDS)
-    if best is None:
-        raise ValueError("no round was made")
+        if form.takes_floats and gained <= _SETTLED * best.error:
+            break
+    progress("fitting", rounds, rounds)
     return _finished(tiles, form, best)
 
 
@@ -96,6 +104,8 @@ def _round(tiles: Tiles, form: Form, kept: Encoded, scales: Sequence[Single]) ->
         if part.root is not None:
             descend(part, own, atoms, form, code)
         codes.append(code)
+    if form.takes_floats:
+        return _State(kept, scales, codes, _error(tiles, scales, codes, atoms))
     solved = [
         _solved_scales(part, own, atoms, code)
         for part, own, code in zip(tiles.parts, scales, codes, strict=True)
@@ -158,7 +168,7 @@ def _finished(tiles: Tiles, form: Form, state: _State) -> Fitted:
         if codes.values is not None:
             values.append(codes.values[back])
     taken = np.concatenate(indices, axis=1)
-    amounts = np.concatenate(values, axis=1).astype(np.int8) if values else None
+    amounts = np.concatenate(values, axis=1).astype(entry_type(form.value_bits)) if values else None
     held = None if form.is_dense else taken
     coefficients = Coefficients(form.atoms, held, amounts, form.value_bits)
     units = tiles.units * np.concatenate(state.scales).astype(np.float64)

@@ -84,9 +84,9 @@ def dictionary_of(
 
 
 def steps(part: Part, atoms: Single, form: Form) -> Single:
-    """Return the distance of two values for each output, `(outputs,)`; 1 where all are 1."""
+    """Return the distance of two values for each output, `(outputs,)`; 1 where there is none."""
     outputs = part.numbers.shape[2]
-    if form.value_bits == 0:
+    if not form.has_steps:
         return np.ones(outputs, np.float32)
     cost = part.left.mean(axis=0).astype(np.float32)
     points = part.numbers.swapaxes(1, 2).reshape(-1, form.tile)
@@ -105,11 +105,12 @@ def step_sizes(points: Single, cost: Single, atoms: Single, form: Form, outputs:
     exact = np.asarray(values).reshape(-1, outputs, form.nonzeros).swapaxes(0, 1)
     exact = exact.reshape(outputs, -1)
     ranges = np.abs(exact).max(axis=1)
-    ranges = np.where(ranges > 0, ranges, 1) / form.largest
+    largest = form.largest or 1
+    ranges = np.where(ranges > 0, ranges, 1) / largest
     best, least = ranges, np.full(outputs, inf)
     for shrink in _SHRINKS:
         step = (shrink * ranges)[:, None]
-        kept = np.clip(np.rint(exact / step), -form.largest, form.largest) * step
+        kept = np.clip(np.rint(exact / step), -largest, largest) * step
         wrong = np.square(exact - kept).sum(axis=1)
         best = np.where(wrong < least, step[:, 0], best)
         least = np.minimum(wrong, least)

@@ -44,6 +44,8 @@ class Part:
         The position of each tile among the inputs, `(tiles,)`.
     is_whole
         Whether a tile has no inputs beside the weight's, `(tiles,)`.
+    unit
+        The mean diagonal of what errors cost, before it was divided by it.
     """
 
     numbers: Single
@@ -51,6 +53,7 @@ class Part:
     root: Matrix | None
     order: npt.NDArray[np.int64]
     is_whole: npt.NDArray[np.bool_]
+    unit: float
 
     @classmethod
     def of(cls, weight: Matrix, hessian: Matrix | None, width: int) -> Part:
@@ -68,13 +71,16 @@ class Part:
         numbers = np.ascontiguousarray(whole[order], dtype=np.float32)
         is_whole = (order + 1) * width <= inputs
         if plain.ndim == 1:
-            return cls(numbers, diagonal[rows], None, order, is_whole)
+            return cls(numbers, diagonal[rows], None, order, is_whole, unit)
         real = rows < inputs
-        feedback = Feedback.of((plain / unit)[np.ix_(rows[real], rows[real])])
-        hessian, root = np.diag(diagonal[rows]), np.diag(1 / np.sqrt(diagonal[rows]))
-        hessian[np.ix_(real, real)] = feedback.damped
+        exact = (plain / unit)[np.ix_(rows[real], rows[real])]
+        feedback = Feedback.of(exact)
+        hessian = np.diag(diagonal[rows])
+        root = np.diag(1 / np.sqrt(np.where(real, 1.0, diagonal[rows])))
+        # one tile of all inputs has none behind it whose making up must be kept within bounds
+        hessian[np.ix_(real, real)] = feedback.damped if count > 1 else _regular(exact)
         root[np.ix_(real, real)] = feedback.root
-        return cls(numbers, hessian, root, order, is_whole)
+        return cls(numbers, hessian, root, order, is_whole, unit)
 
     @property
     def width(self) -> int:
@@ -93,6 +99,8 @@ class Part:
         The Schur complements of their Hessian, `(tiles, width, width)`: `R⁻¹ R⁻ᵀ` for the block `R`
         of the root.
         """
+        if len(self.numbers) == 1 and self.root is not None:
+            return self.hessian[None]
         return np.stack([solved @ solved.T for solved in self.solved])
 
     @cached_property
@@ -180,9 +188,10 @@ class Tiles:
     @property
     def shares(self) -> Single:
         """How much each output's squared error counts, `(parts, outputs)`, of mean 1."""
-        squares = np.square(self.units / self.units.max())
-        mean = float(squares.mean()) or 1.0
-        return np.asarray((squares / mean).reshape(len(self.parts), -1), np.float32)
+        squares = np.square(self.units / self.units.max()).reshape(len(self.parts), -1)
+        costs = np.array([[part.unit] for part in self.parts])
+        shares = squares * (costs / costs.max())
+        return np.asarray(shares / (float(shares.mean()) or 1.0), np.float32)
 
 
 def kept_scales(scales: Matrix, compute: np.dtype[Any]) -> Matrix:
@@ -190,6 +199,12 @@ def kept_scales(scales: Matrix, compute: np.dtype[Any]) -> Matrix:
     largest = Format(compute.name).largest
     rounded = np.clip(scales, smallest_kept(compute), largest).astype(compute)
     return np.asarray(rounded, np.float64)
+
+
+def _regular(hessian: Matrix) -> Matrix:
+    """Return a covariance that has a Cholesky factor, though it may be singular."""
+    jitter = np.finfo(np.float64).eps * max(float(np.trace(hessian)), 1.0)
+    return np.asarray(hessian + jitter * np.eye(len(hessian)))
 
 
 def _largest(matrices: Matrix) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -59,4 +60,8 @@ class Weight:
 
     def estimate(self) -> Estimate:
         """Return what predicts the errors of forms."""
+        return self._estimate
+
+    @cached_property
+    def _estimate(self) -> Estimate:
         return Estimate(self.numbers, self.metric, self.groups, self.compute, self.seed)

@@ -103,6 +103,36 @@ def test_several_entries(largest, entries):
     assert (after <= before + 1e-4 * before.max()).all()
 
 
+@pytest.mark.parametrize(("size", "entries"), [(6, 3), (6, 6), (4, 4), (9, 2)])
+@pytest.mark.parametrize("again", [False, True])
+def test_amounts_that_no_grid_binds_are_those_of_least_squares(size, entries, again):
+    targets, atoms, metric = _problem(7, 40, size, 6)
+    seen, gram = _seen(targets, atoms, metric)
+    indices, values = pursue(seen, gram, entries, inf)
+    if again:
+        values = np.zeros_like(values)
+        improve(seen, gram, indices, values, inf)
+    root = np.linalg.cholesky(metric).T
+    least = []
+    for target, taken in zip(targets, indices, strict=True):
+        own = root @ atoms[taken].T
+        amounts = np.linalg.lstsq(own, root @ target, rcond=None)[0]
+        least.append(np.sum((own @ amounts - root @ target) ** 2))
+    found = _errors(targets, atoms, metric, indices, values)
+    size = np.einsum("cw,wv,cv->c", targets, metric, targets).mean()
+    assert np.allclose(found, least, rtol=1e-3, atol=1e-4 * size)
+
+
+def test_atoms_that_are_alike_have_amounts_all_the_same():
+    atoms = np.array([[1, 0, 0], [1, 0, 0], [0, 2, 0]], np.float32)
+    targets = np.random.default_rng(8).standard_normal((20, 3)).astype(np.float32)
+    for entries in (2, 3):
+        indices, values = pursue(targets @ atoms.T, atoms @ atoms.T, entries, inf)
+        errors = _errors(targets, atoms, np.eye(3), indices, values)
+        assert np.isfinite(values).all()
+        assert np.allclose(errors, targets[:, 2] ** 2, atol=1e-4)
+
+
 def test_improving_a_poor_start_reaches_what_one_entry_can():
     targets, atoms, metric = _problem(5, 25, 7, 3)
     seen, gram = _seen(targets, atoms, metric)

@@ -59,7 +59,14 @@ def test_what_a_tile_still_costs_is_its_schur_complement():
 
 @pytest.mark.parametrize(
     "form",
-    [Form(3, 16, 1, 0, 32), Form(3, 16, 2, 0, 32), Form(3, 5, 2, 3, 32), Form(3, 3, 3, 3, 32)],
+    [
+        Form(3, 16, 1, 0, 32),
+        Form(3, 16, 2, 0, 32),
+        Form(3, 5, 2, 3, 32),
+        Form(3, 3, 3, 3, 32),
+        Form(3, 2, 2, 32, 32),
+        Form(3, 5, 1, 16, 32),
+    ],
 )
 @pytest.mark.parametrize("inputs", [31, 310])
 def test_feedback_and_descent_lower_the_error(form, inputs):
@@ -96,6 +103,17 @@ def test_without_a_covariance_each_tile_takes_its_nearest_atom():
         own = (weight[2 * tile : 2 * tile + 2] / scales).T
         distances = np.square(own[:, None] - atoms).sum(axis=2)
         assert np.array_equal(codes.indices[place, :, 0], distances.argmin(axis=1))
+
+
+def test_one_tile_of_all_inputs_is_measured_as_it_is():
+    """No tile is behind it that would have to make up for it, however singular the covariance."""
+    covariance = np.array([[4.0, 2, 0], [2, 1, 0], [0, 0, 1]])
+    part = Part.of(np.ones((3, 2)), covariance, 3)
+    assert np.allclose(part.left[0], covariance / 2)
+    assert np.allclose(part.hessian, covariance / 2)
+    assert part.unit == 2
+    nothing = Part.of(np.ones((3, 2)), np.zeros((3, 3)), 3)
+    assert np.linalg.cholesky(nothing.left[0]).shape == (3, 3)
 
 
 def test_tiles_of_large_inputs_come_first():

@@ -58,6 +58,10 @@ def test_all_forms_are_within_the_bytes_and_cannot_grow(bits, shape):
             Form(5, 5, 5, 4, 8),
             Form(6, 3, 3, 5, 16),
             Form(4, 11, 2, 4, 8),
+            Form(6, 6, 3, 16, 0),
+            Form(5, 4, 2, 32, 8),
+            Form(6, 5, 5, 32, 32),
+            Form(4, 7, 1, 16, 16),
         ]
     ),
     shape=st.sampled_from([(24, 10), (7, 33), (6, 6)]),
@@ -79,7 +83,15 @@ def test_what_a_form_says_is_what_is_stored(form, shape, dtype):
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize(
     "form",
-    [Form(3, 64, 1, 0, 8), Form(2, 16, 1, 0, 16), Form(16, 16, 8, 4, 0), Form(16, 16, 16, 3, 8)],
+    [
+        Form(3, 64, 1, 0, 8),
+        Form(2, 16, 1, 0, 16),
+        Form(16, 16, 8, 4, 0),
+        Form(16, 16, 16, 3, 8),
+        Form(16, 16, 8, 32, 0),
+        Form(96, 20, 20, 16, 16),
+        Form(8, 20, 2, 16, 16),
+    ],
 )
 def test_what_is_expected_is_near_what_is_lost(known, form):
     weight = _weight(2, 96, 128, known=known)
@@ -91,6 +103,53 @@ def test_no_whole_form_loses_less_than_expected():
     weight = _weight(3, 40, 30, known=True)
     form = Form(40, 6, 6, 8, 32)
     assert weight.fitted(form).error >= 0.98 * np.sqrt(weight.estimate().error(form))
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_groups_share_a_dictionary_and_count_by_their_inputs(known):
+    """A dictionary of each group would lose next to nothing: they have four outputs each."""
+    weight = _weight(9, 12, 4, 3, groups=3, known=known)
+    if known:
+        sizes = np.array([1, 30, 0.1])[:, None, None]
+        metric = Activation(np.asarray(weight.metric.covariance) * sizes)
+        weight = Weight(weight.numbers, metric, 3, weight.compute)
+    for form in (Form(12, 4, 4, 32, 32), Form(12, 6, 3, 8, 32), Form(3, 16, 1, 0, 8)):
+        fitted = weight.fitted(form)
+        made = _atoms(weight, fitted).decode()
+        exact = relative_error(weight.metric, weight.numbers.astype(float), made, 3)
+        assert fitted.error == pytest.approx(exact, rel=0.02)
+        if form.tile == 12:
+            assert np.sqrt(weight.estimate().error(form)) == pytest.approx(exact, rel=0.3)
+
+
+def test_groups_of_inputs_that_correlate_alike_are_expected_to_lose_what_they_do():
+    rng = np.random.default_rng(12)
+    x = rng.standard_normal((300, 12)) @ (rng.standard_normal((12, 12)) * np.geomspace(0.1, 9, 12))
+    covariance = x.T @ x / 300 * np.array([1, 5, 0.2])[:, None, None]
+    numbers = rng.standard_normal((30, 4, 3)).astype(np.float32)
+    weight = Weight(numbers, Activation(covariance), 3, np.dtype(np.float32))
+    form = Form(12, 4, 4, 32, 32)
+    assert np.sqrt(weight.estimate().error(form)) == pytest.approx(weight.fitted(form).error, 1e-3)
+
+
+def test_floats_leave_scales_at_the_size_of_outputs():
+    weight = _weight(11, 24, 10, known=True)
+    sizes = np.sqrt(np.square(weight.numbers.astype(float)).mean(axis=0))
+    for form in (Form(24, 3, 3, 32, 32), Form(4, 4, 2, 16, 8)):
+        assert np.allclose(weight.fitted(form).scales, sizes, rtol=1e-6)
+
+
+def test_floats_are_offered_if_they_are_asked_for():
+    weight = _weight(10, 64, 96)
+    limit = 6 * weight.numbers.size / 8
+    assert not any(form.takes_floats for form in candidates(weight, limit, Asked()))
+    for bits in (16, 32):
+        forms = candidates(weight, limit, Asked(value_bits=bits))
+        assert {form.value_bits for form in forms} == {bits}
+        assert {form.dictionary_bits for form in forms} == {0, bits}
+        assert any(form.is_dense and form.tile == 64 for form in forms)
+        own = candidates(weight, limit, Asked(value_bits=bits, dictionary_bits=8))
+        assert {form.dictionary_bits for form in own} == {8}
 
 
 def test_what_is_asked_of_a_form_is_heeded():
