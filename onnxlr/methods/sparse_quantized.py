@@ -29,9 +29,12 @@ _BITS = 3.0
 _TILE = 3
 """Inputs of a tile where the number of atoms is given and the tile is not."""
 
+_MANY_ATOMS = 4096
+"""More than this, and than a weight has tiles, are refused: that many take only time."""
+
 _METRICS = ("frobenius", "activation", "fisher-rows")
 _MOST_BITS = 8.0
-"""The most bits that are tried for an error: behind it int8 takes no more."""
+"""The most bits that are tried: behind it int8 takes no more."""
 
 
 @dataclass(frozen=True)
@@ -172,8 +175,7 @@ class SparseQuantized:
         """Return the chain of the fewest bits that are expected to be enough, and are."""
         limit = options.max_error or 0.0
         exact = weight.numbers.astype(np.float64)
-        takes_floats = options.value_bits in FLOATS
-        most = 8.0 * setting.compute.itemsize if takes_floats else _MOST_BITS
+        most = _most_bits(weight, options)
         sizes = Sizes(weight, _asked(options, weight), most)
         wanted = limit**2
         size = sizes.fewest(1, wanted, _BITS)
@@ -248,8 +250,13 @@ def _form(options: SparseQuantizedOptions, weight: Weight) -> Form:
             f"dictionary_bits 0 stands for the inputs of a tile as atoms, found {atoms} atoms for "
             f"tiles of {width} and value_bits {own}: expected as many atoms, and values"
         )
-    if own and entries > atoms:
+    if entries > atoms:
         raise UsageError(f"nonzeros {entries} is more than the {atoms} atoms there are")
+    columns = -(-inputs // width) * weight.shape[1]
+    if atoms > max(columns, _MANY_ATOMS):
+        raise UsageError(
+            f"atoms {atoms} is more than the {columns} tiles of {width} inputs that the weight has"
+        )
     return Form(width, atoms, entries, own, bits)
 
 
@@ -260,15 +267,28 @@ def _asked(options: SparseQuantizedOptions, weight: Weight) -> Asked:
 
 
 def _affordable(weight: Weight, options: SparseQuantizedOptions) -> list[Form]:
-    bits = _BITS if options.bits is None else options.bits
-    inputs, outputs = weight.shape
-    forms = candidates(weight, bits * weight.numbers.size / 8, _asked(options, weight))
-    if not forms:
+    """Return the forms of a number of bits; more than are of use are not looked at."""
+    most = _most_bits(weight, options)
+    bits = min(_BITS if options.bits is None else options.bits, most)
+    asked, size = _asked(options, weight), weight.numbers.size / 8
+    forms = candidates(weight, bits * size, asked)
+    if forms:
+        return forms
+    where = f"of a {weight.shape[0]}×{weight.shape[1]} weight"
+    if candidates(weight, most * size, asked):
         raise UsageError(
-            f"{options} is less than any such form of a {inputs}×{outputs} weight takes, with the "
-            "scales of its outputs: give more bits"
+            f"{bits:g} bits are less than any such form {where} takes, with the scales of its "
+            "outputs: give more"
         )
-    return forms
+    raise UsageError(
+        f"no form {where} has {asked} with up to {most:g} bits for each entry: "
+        "docs/methods.md lists the forms"
+    )
+
+
+def _most_bits(weight: Weight, options: SparseQuantizedOptions) -> float:
+    """Return the most bits for each entry that can be of use."""
+    return 8.0 * weight.compute.itemsize if options.value_bits in FLOATS else _MOST_BITS
 
 
 def _chain(

@@ -317,9 +317,12 @@ def test_options_that_cannot_be_followed(options, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"bits": 0.1}, "bits 0.1 is less than any such form of a 12×10 weight takes"),
+        ({"bits": 0.1}, "0.1 bits are less than any such form of a 12×10 weight takes"),
         ({"format": "int8"}, "has grids of its own, not int8: leave the format out"),
         ({"atoms": 4, "nonzeros": 5, "value_bits": 3}, "nonzeros 5 is more than the 4 atoms"),
+        ({"atoms": 4, "nonzeros": 5}, "nonzeros 5 is more than the 4 atoms"),
+        ({"atoms": 10**12}, "is more than the 40 tiles of 3 inputs"),
+        ({"value_bits": 0, "dictionary_bits": 0}, "no form of a 12×10 weight has value_bits 0"),
         ({"atoms": 4, "tile": 3, "dictionary_bits": 0}, "found 4 atoms for tiles of 3"),
         ({"atoms": 3, "tile": 3, "dictionary_bits": 0}, "value_bits 0: expected as many atoms"),
         ({"ratio": 0.5}, "method 'sparse_quantized' has no option 'ratio'"),
@@ -328,6 +331,23 @@ def test_options_that_cannot_be_followed(options, words):
 def test_what_no_weight_can_have_is_refused(arguments, words):
     with pytest.raises(UsageError, match=words):
         _decompose(_weight(23, 12, 10), **arguments)
+
+
+def test_outputs_of_next_to_nothing_have_no_subnormal_weights():
+    weight = _weight(17, 48, 40)
+    weight[:, 3] = 0
+    weight[:, 7] *= np.float32(1e-37)
+    made = _decompose(weight, atoms=16, tile=3).reconstruct().astype(np.float32)
+    small = np.abs(made) < np.finfo(np.float32).tiny
+    assert not made[small].any()
+    assert not made[:, 3].any()
+    assert _distance(made[:, 8:], weight[:, 8:]) < 0.7
+
+
+def test_more_bits_than_are_of_use_change_nothing():
+    weight = _weight(18, 24, 20)
+    one, other = (_decompose(weight, bits=bits).stages[0].nbytes for bits in (8, 1000))
+    assert one == other
 
 
 def test_stacks_tables_and_other_metrics_are_refused():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from onnxlr.methods.atoms.form import Form
 from onnxlr.methods.atoms.weight import Weight
@@ -20,6 +20,9 @@ _FEWEST_COLUMNS = 4
 
 _SQUARE = 16
 """Width of tiles with as many atoms: what a mask says of them are whole bytes."""
+
+_WIDEST_SQUARE = 64
+"""Wider ones are slow to fit, and not looked at unless they are asked for by all their bits."""
 
 _SQUARE_BITS = (3, 4)
 _WHOLE_BITS = (4, 6, 8)
@@ -43,6 +46,14 @@ class Asked:
     nonzeros: int | None = None
     value_bits: int | None = None
     dictionary_bits: int | None = None
+
+    def __str__(self) -> str:
+        given = [
+            f"{one.name} {value}"
+            for one in fields(self)
+            if (value := getattr(self, one.name)) is not None
+        ]
+        return ", ".join(given) or "any properties"
 
     def allows(self, form: Form) -> bool:
         """Return whether a form is like that."""
@@ -86,6 +97,11 @@ def _clusters(weight: Weight, limit: float, asked: Asked) -> Iterator[Form]:
 
 
 def _squares(weight: Weight, limit: float, asked: Asked) -> Iterator[Form]:
+    if (asked.tile or _SQUARE) > _WIDEST_SQUARE and None in (
+        asked.value_bits,
+        asked.dictionary_bits,
+    ):
+        return
     width = min(asked.tile or _SQUARE, weight.shape[0])
     for own in asked.one_of("value_bits", _SQUARE_BITS):
         for bits in asked.one_of("dictionary_bits", (0, _beside(own))):

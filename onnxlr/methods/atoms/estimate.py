@@ -15,7 +15,7 @@ from onnxlr.methods.atoms.alternation import alternate
 from onnxlr.methods.atoms.clustering import nearest
 from onnxlr.methods.atoms.codes import Codes, pursue
 from onnxlr.methods.atoms.form import Form
-from onnxlr.methods.atoms.start import dictionary_of, step_sizes
+from onnxlr.methods.atoms.start import dictionary_of, grid_steps, step_sizes
 from onnxlr.methods.atoms.tiles import Tiles
 from onnxlr.metrics import Frobenius, Metric, Weighing, row_importance, unfold_inputs
 from onnxlr.numbers import encode
@@ -63,13 +63,13 @@ class Estimate:
     def error(self, form: Form, enough: float = inf) -> float:
         """Return the expected squared error, relative to that of nothing at all, in the metric.
 
-        Of sums of whole columns it is that of coefficients that no grid binds; no more than a lower
-        bound where that is above `enough`.
+        Of sums of whole columns it is that of orthogonal atoms, with coefficients rounded to the
+        grid; no more than a lower bound where that is above `enough`.
         """
         if not self.is_whole(form):
             return self._factor * self._distortion(form)
         bound = self._tail(form.atoms)
-        return bound if form.is_dense or bound > enough else self._sparse(form)
+        return bound if bound > enough else self._of_whole(form)
 
     def is_whole(self, form: Form) -> bool:
         """Return whether columns are sums of fewer whole columns, as in a product of low rank."""
@@ -133,10 +133,12 @@ class Estimate:
         """Return what no product of so many atoms has, whatever their coefficients are."""
         return float(self._spectrum[rank:].sum()) / (float(self._spectrum.sum()) or 1.0)
 
-    def _sparse(self, form: Form) -> float:
-        """Return what sparse sums of orthogonal atoms leave."""
+    def _of_whole(self, form: Form) -> float:
+        """Return what sums of orthogonal atoms leave, and what the grid of coefficients adds."""
         atoms, taken = alternate(self._weighed, form.atoms, form.nonzeros)
         left = float(np.sum(np.square(self._weighed - atoms @ taken)))
+        if form.has_steps:
+            left += float(grid_steps(taken.T, form.largest)[1].sum())
         return left / (float(np.vdot(self._weighed, self._weighed)) or 1.0)
 
     def _distortion(self, form: Form) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from onnxlr.methods.atoms.form import Form
 from onnxlr.methods.atoms.least_squares import solve_dictionary
 from onnxlr.methods.atoms.start import dictionary, steps
 from onnxlr.methods.atoms.tiles import Part, Tiles, kept_scales
+from onnxlr.methods.scaled_rows import smallest_kept
 from onnxlr.numbers import Encoded, Format, encode
 from onnxlr.numbers.atom_storage import entry_type
 from onnxlr.numbers.atoms import Coefficients
@@ -31,6 +33,10 @@ _FREE_ROUNDS = 10
 _SETTLED = 2e-4
 """Rounds of coefficients that no grid binds, which gain for longer: as many at most, and until the
 error falls by less than this part of it."""
+
+_NEXT_TO_NOTHING = 2.0**12
+"""Times the smallest number that a float type has without loss: where the largest weight of an
+output is below, many of its weights would be subnormal."""
 
 
 @dataclass(frozen=True)
@@ -172,4 +178,17 @@ def _finished(tiles: Tiles, form: Form, state: _State) -> Fitted:
     held = None if form.is_dense else taken
     coefficients = Coefficients(form.atoms, held, amounts, form.value_bits)
     units = tiles.units * np.concatenate(state.scales).astype(np.float64)
+    units = _without_subnormal(units, state.dictionary, tiles.compute)
     return Fitted(form, state.dictionary, coefficients, units, state.error)
+
+
+def _without_subnormal(scales: Matrix, dictionary: Encoded, compute: np.dtype[Any]) -> Matrix:
+    """Return scales, 0 where atoms times the scale are next to nothing.
+
+    Weights that are subnormal make products several times as slow on x86. Those of float16 are
+    computed in float32, where they are normal.
+    """
+    if compute == np.float16:
+        return scales
+    largest = float(np.abs(dictionary.decode()).max(initial=0.0))
+    return np.where(scales * largest < _NEXT_TO_NOTHING * smallest_kept(compute), 0.0, scales)

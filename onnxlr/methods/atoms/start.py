@@ -14,7 +14,7 @@ from onnxlr.methods.atoms.codes import pursue
 from onnxlr.methods.atoms.form import Form
 from onnxlr.methods.atoms.tiles import Part, Tiles
 
-__all__ = ["dictionary", "dictionary_of", "step_sizes", "steps"]
+__all__ = ["dictionary", "dictionary_of", "grid_steps", "step_sizes", "steps"]
 
 Matrix = npt.NDArray[np.float64]
 Single = npt.NDArray[np.float32]
@@ -104,17 +104,31 @@ def step_sizes(points: Single, cost: Single, atoms: Single, form: Form, outputs:
     _, values = pursue(points @ spread, atoms @ spread, form.nonzeros, inf)
     exact = np.asarray(values).reshape(-1, outputs, form.nonzeros).swapaxes(0, 1)
     exact = exact.reshape(outputs, -1)
+    return grid_steps(exact, form.largest)[0]
+
+
+def grid_steps(exact: Matrix, largest: float | None) -> tuple[Matrix, Matrix]:
+    """Return the distance of two values of least squared error, and that error, for each row.
+
+    Parameters
+    ----------
+    exact
+        Coefficients that no grid binds, `(rows, entries)`.
+    largest
+        The largest value on the grid, in steps.
+    """
+    if largest is None or not np.isfinite(largest):
+        raise ValueError("coefficients have no grid")
     ranges = np.abs(exact).max(axis=1)
-    largest = form.largest or 1
     ranges = np.where(ranges > 0, ranges, 1) / largest
-    best, least = ranges, np.full(outputs, inf)
+    best, least = np.asarray(ranges, np.float64), np.full(len(exact), inf)
     for shrink in _SHRINKS:
         step = (shrink * ranges)[:, None]
         kept = np.clip(np.rint(exact / step), -largest, largest) * step
         wrong = np.square(exact - kept).sum(axis=1)
         best = np.where(wrong < least, step[:, 0], best)
         least = np.minimum(wrong, least)
-    return np.asarray(best, np.float64)
+    return best, least
 
 
 def _points(tiles: Tiles) -> tuple[Single, Matrix]:
