@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# What training is tested with; without any (`make test TORCH=`) its tests are skipped.
+TORCH ?= torch==2.13.0
+
 # What `make test-lowest` runs, and where the op library is built from.
 LOWEST ?= tests
 ops_sources := pyproject.toml $(wildcard custom_ops/*.* custom_ops/cmake/*.* custom_ops/kernels/*.*)
@@ -67,7 +70,7 @@ $(VENV)/.installed: $(ops_sources) | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed-test: $(ops_sources) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,measure]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,measure]' $(TORCH)
 	touch $@
 
 $(VENV)/.installed-lint: pyproject.toml | $(BIN)/python

@@ -6,13 +6,16 @@ from onnxlr.errors import (
     ExitCode,
     LibraryError,
     LibraryMissingError,
+    MissingExtraError,
     ModelError,
+    NothingGainedError,
     NothingRewrittenError,
     OnnxlrError,
     OnnxlrWarning,
     OutputError,
     PlanError,
     RuntimeFailureError,
+    TrainingError,
     UsageError,
     VerificationError,
 )
@@ -23,6 +26,7 @@ from onnxlr.plan import Plan
 from onnxlr.runtime import OpsDescription, describe_ops, get_library_path, register_ops, session
 from onnxlr.stages import Chain
 from onnxlr.statistics import Statistics
+from onnxlr.training_verbs import fisher, train_svd, train_ternary, tune
 from onnxlr.verification import Report
 from onnxlr.version import VERSION
 
@@ -34,8 +38,10 @@ __all__ = [
     "ExitCode",
     "LibraryError",
     "LibraryMissingError",
+    "MissingExtraError",
     "Model",
     "ModelError",
+    "NothingGainedError",
     "NothingRewrittenError",
     "OnnxlrError",
     "OnnxlrWarning",
@@ -47,11 +53,13 @@ __all__ = [
     "RewriteResult",
     "RuntimeFailureError",
     "Statistics",
+    "TrainingError",
     "UsageError",
     "VerificationError",
     "__version__",
     "decompose",
     "describe_ops",
+    "fisher",
     "get_library_path",
     "inspect",
     "observe",
@@ -60,5 +68,8 @@ __all__ = [
     "register_ops",
     "rewrite",
     "session",
+    "train_svd",
+    "train_ternary",
+    "tune",
     "verify",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
@@ -14,7 +13,15 @@ from cyclopts import App, Parameter
 
 from onnxlr import pipeline
 from onnxlr.calibration import HOLDOUT
-from onnxlr.console import explain, heed_signals, out, print_json, progress_bars, show_warning
+from onnxlr.console import (
+    explain,
+    heed_signals,
+    out,
+    print_json,
+    progress_bars,
+    publish,
+    show_warning,
+)
 from onnxlr.errors import ExitCode, OutputError, VerificationError
 from onnxlr.flags import (
     AS_USUAL,
@@ -30,8 +37,7 @@ from onnxlr.flags import (
     given,
     with_method_flags,
 )
-from onnxlr.methods import METHODS, option_names
-from onnxlr.methods.budget import DEFAULT_MAX_ERROR
+from onnxlr.methods import METHODS
 from onnxlr.model.saving import check_output, write_text
 from onnxlr.reporting import (
     print_inspection,
@@ -46,6 +52,7 @@ from onnxlr.reporting import (
     tolerate_encodings,
 )
 from onnxlr.runtime import describe_ops
+from onnxlr.training_commands import COMMANDS
 from onnxlr.verification import DEFAULT_TOLERANCE
 from onnxlr.version import VERSION
 
@@ -259,11 +266,11 @@ def rewrite(
                 **given(flags),
             )
     except VerificationError as error:
-        _publish(to_document("rewrite", error.result), report, as_json)
+        publish(to_document("rewrite", error.result), report, as_json)
         if not as_json and error.result is not None:
             print_rewrite(out, error.result)
         raise
-    _publish(to_document("rewrite", result), report, as_json)
+    publish(to_document("rewrite", result), report, as_json)
     if not as_json:
         print_rewrite(out, result)
 
@@ -302,22 +309,13 @@ def _exists(path: str) -> bool:
 
 def _budget(method: str, flags: Any, allocate: str) -> str:
     budget = [f"{name} {value}" for name, value in given(flags).items()]
-    options = option_names(METHODS.get(method, METHODS["svd"]).options)
-    if not budget and "max_error" in options:
-        budget = [f"max_error {DEFAULT_MAX_ERROR}"]
+    if not budget and method in METHODS:
+        usual = str(METHODS[method].options())
+        budget = [usual] if usual else []
     if not budget:
         return method
     where = "for all layers together" if allocate == "global" else "per layer"
     return f"{method}, {', '.join(budget)} {where}"
-
-
-def _publish(document: dict[str, Any], report: Path | None, as_json: bool) -> None:
-    if report is not None:
-        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-        # A path whose bytes are no UTF-8 is written as JSON's own escapes.
-        write_text(report, text.encode("utf-8", "backslashreplace").decode())
-    if as_json:
-        print_json(document)
 
 
 @app.command
@@ -384,6 +382,10 @@ def ops(*, as_json: Json = False) -> None:
         print_json(to_document("ops", found))
     else:
         print_ops(out, found)
+
+
+for _command in COMMANDS:
+    app.command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -9,17 +9,28 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from cyclopts import CycloptsError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onnxlr.errors import ExitCode, OnnxlrError, OnnxlrWarning, VerificationError
+from onnxlr.model.saving import write_text
 from onnxlr.progress import Progress as ProgressCallback
 from onnxlr.progress import silent
 from onnxlr.reporting import Stream, error_document, shown
 
-__all__ = ["err", "explain", "heed_signals", "out", "print_json", "progress_bars", "show_warning"]
+__all__ = [
+    "err",
+    "explain",
+    "heed_signals",
+    "out",
+    "print_json",
+    "progress_bars",
+    "publish",
+    "show_warning",
+]
 
 out = Stream()
 err = Stream(stderr=True)
@@ -30,9 +41,22 @@ def print_json(document: dict[str, Any]) -> None:
     out.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
+def publish(document: dict[str, Any], report: Path | None, as_json: bool) -> None:
+    """Write a document to a file if there is one, and to standard output if asked for."""
+    if report is not None:
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        # A path whose bytes are no UTF-8 is written as JSON's own escapes.
+        write_text(report, text.encode("utf-8", "backslashreplace").decode())
+    if as_json:
+        print_json(document)
+
+
 @contextmanager
 def progress_bars() -> Iterator[ProgressCallback]:
-    """Draw a bar for each task while a terminal looks on; it goes away when the task is done."""
+    """Draw a bar for each task while a terminal looks on; it goes away when the task is done.
+
+    What follows a semicolon in a task's name may change while it goes on.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -46,9 +70,10 @@ def progress_bars() -> Iterator[ProgressCallback]:
         tasks: dict[str, Any] = {}
 
         def update(task: str, done: int, total: int) -> None:
-            if task not in tasks:
-                tasks[task] = bars.add_task(task, total=total)
-            bars.update(tasks[task], completed=done, total=total)
+            name = task.partition(";")[0]
+            if name not in tasks:
+                tasks[name] = bars.add_task(task, total=total)
+            bars.update(tasks[name], description=task, completed=done, total=total)
 
         yield update
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain as joined
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from onnxlr.calibration import (
     DataSource,
@@ -29,7 +30,7 @@ from onnxlr.errors import (
 )
 from onnxlr.model import Model, open_model
 from onnxlr.model.saving import copy_model, staging, write_model
-from onnxlr.plan import Plan
+from onnxlr.plan import Plan, record_training, trained_after
 from onnxlr.planning import Making, take_plan
 from onnxlr.progress import Progress
 from onnxlr.records import LayerRecord
@@ -38,7 +39,14 @@ from onnxlr.runtime import MOST_FEEDS, Footprint, Footprints, ModelFile, measure
 from onnxlr.stages import Chain, Recombined, Sum
 from onnxlr.verification import Report, Subject, TernaryNodes, Tolerance, prove
 
-__all__ = ["Conditions", "Delivery", "RewriteResult", "verify_files"]
+__all__ = [
+    "Conditions",
+    "Delivery",
+    "RewriteResult",
+    "check_interface",
+    "record_training",
+    "verify_files",
+]
 
 _PLAN_KEY = re.compile(rf"{re.escape(METADATA_KEY)}(\.\d+)?")
 """Keys under which a rewritten model holds plans."""
@@ -118,12 +126,16 @@ class Delivery:
         The file to write.
     making
         The plan and its proposals.
+    training
+        Where the proposals were trained, so that following the plan does not give them again: the
+        command that did, and what the model's metadata says of it.
     """
 
     source: Model
     reopen: Callable[[], Model]
     output: Path
     making: Making
+    training: tuple[str, Mapping[str, Any]] | None = None
 
     def carry_out(self, conditions: Conditions, require_change: bool, keep: bool) -> RewriteResult:
         """Rewrite, prove, save; see `onnxlr.rewrite`."""
@@ -140,6 +152,8 @@ class Delivery:
         if plan.is_empty:
             return self._copy(plan, rewriting, before, require_change)
         rewriting.finish(plan)
+        if self.training is not None:
+            record_training(self.source.proto, *self.training)
         with staging(self.output) as folder:
             write_model(self.source, folder, self.output.name)
             after = sum(file.stat().st_size for file in folder.iterdir())
@@ -239,10 +253,12 @@ def verify_files(
 ) -> Report:
     """Prove a rewritten file; see `onnxlr.verify`."""
     other = open_model(rewritten)
-    _check_interface(original, other)
-    plan = _plan_of(other, original)
+    check_interface(original, other)
+    key, plan = _plan_of(other, original)
     ternary = TernaryNodes.of(other.proto)
-    missing = "it holds no plan for it" if plan is None else _lacks(plan, sources)
+    missing = trained_after(other.proto, key)
+    if missing is None:
+        missing = "it holds no plan for it" if plan is None else _lacks(plan, sources)
     if plan is not None and missing is None:
         rewriting = Rewriting(original, reopen(), plan.target)
         with warnings.catch_warnings():
@@ -272,8 +288,8 @@ def _lacks(plan: Plan, sources: Sources) -> str | None:
     return None
 
 
-def _plan_of(rewritten: Model, original: Model) -> Plan | None:
-    """Return the plan in a model's metadata if it made it out of the original."""
+def _plan_of(rewritten: Model, original: Model) -> tuple[str | None, Plan | None]:
+    """Return the plan in a model's metadata that made it out of the original, with its key."""
     for entry in reversed(rewritten.proto.metadata_props):
         if not _PLAN_KEY.fullmatch(entry.key):
             continue
@@ -282,11 +298,12 @@ def _plan_of(rewritten: Model, original: Model) -> Plan | None:
         except PlanError:
             continue
         if plan.source_sha256 == original.sha256:
-            return plan
-    return None
+            return entry.key, plan
+    return None, None
 
 
-def _check_interface(original: Model, other: Model) -> None:
+def check_interface(original: Model, other: Model) -> None:
+    """Check that two models have the same inputs and outputs; raises ModelError."""
     for kind in ("input", "output"):
         expected = [v.name for v in getattr(original.proto.graph, kind)]
         found = [v.name for v in getattr(other.proto.graph, kind)]

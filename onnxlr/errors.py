@@ -6,10 +6,9 @@ Every message is one sentence that names the file, the node, what was found and 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxlr.delivery import RewriteResult
     from onnxlr.verification import Report
 
 __all__ = [
@@ -17,13 +16,16 @@ __all__ = [
     "ExitCode",
     "LibraryError",
     "LibraryMissingError",
+    "MissingExtraError",
     "ModelError",
+    "NothingGainedError",
     "NothingRewrittenError",
     "OnnxlrError",
     "OnnxlrWarning",
     "OutputError",
     "PlanError",
     "RuntimeFailureError",
+    "TrainingError",
     "UsageError",
     "VerificationError",
 ]
@@ -57,8 +59,16 @@ class UsageError(OnnxlrError):
     exit_code = ExitCode.USAGE
 
 
+class MissingExtraError(UsageError, ImportError):
+    """Something was asked that needs a package which is not installed."""
+
+
 class DataError(UsageError):
     """Input data that does not fit the model: missing input, wrong dtype or shape, unreadable."""
+
+
+class TrainingError(UsageError):
+    """Training that cannot go on: a loss that is no finite number, a checkpoint of another run."""
 
 
 class PlanError(UsageError):
@@ -99,14 +109,23 @@ class VerificationError(OnnxlrError):
     Attributes
     ----------
     report
-        All comparisons, the failed checks and the drift at each rewritten layer.
+        All comparisons, the failed checks and the drift at each rewritten layer; None where it did
+        not come to that.
     result
-        Where a rewrite failed: what became of each layer; None from `verify`.
+        What was made: a `RewriteResult` where a rewrite failed, a `TuneResult` from `tune`; None
+        from `verify`.
     """
 
     exit_code = ExitCode.VERIFICATION_FAILED
 
-    def __init__(self, message: str, report: Report, result: RewriteResult | None = None) -> None:
+    def __init__(self, message: str, report: Report | None, result: Any = None) -> None:
         super().__init__(message)
         self.report = report
         self.result = result
+
+
+class NothingGainedError(VerificationError):
+    """Training that made a model no better on held-out data; nothing was written."""
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message, None, result)

@@ -189,12 +189,16 @@ class Evidence:
         Importance of each entry, in the weight's shape; None if not known.
     output_covariance
         `E[g gᵀ]` of the output's gradients, `(outputs, outputs)`; None if not known.
+    input_covariance
+        `E[x xᵀ]` that came with that of the gradients, `(groups, inputs, inputs)`: what metric
+        kfac takes where there are no moments; None if not known.
     """
 
     fit: Moments | PairMoments | None = None
     holdout: Moments | PairMoments | None = None
     importance: npt.NDArray[Any] | None = None
     output_covariance: npt.NDArray[Any] | None = None
+    input_covariance: npt.NDArray[Any] | None = None
 
     @property
     def is_sequential(self) -> bool:
@@ -257,9 +261,11 @@ class Evidence:
                 raise UsageError(f"metric {name} needs the importance of its entries")
             rows = name == "fisher-rows"
             return FisherRows(self.importance) if rows else Fisher(self.importance, solver or "als")
-        if self.fit is None:
+        covariance = self.input_covariance if name == "kfac" else None
+        if self.fit is not None:
+            covariance = self.fit.centred if centred else self.fit.covariance
+        if covariance is None:
             raise UsageError(f"metric {name} needs statistics of its inputs")
-        covariance = self.fit.centred if centred else self.fit.covariance
         if name == "activation":
             return Activation(covariance, SHRINKAGE if shrinkage is None else shrinkage)
         if self.output_covariance is None:
@@ -292,7 +298,7 @@ class Knowledge:
         Of the layers' inputs; None without calibration.
     keys
         Content hash of each layer's weight, by the layer's name.
-    importance, output_covariance
+    importance, output_covariance, input_covariance
         By the layer's name, as in `Evidence`.
     """
 
@@ -300,6 +306,7 @@ class Knowledge:
     keys: Mapping[str, str] = field(default_factory=dict)
     importance: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     output_covariance: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    input_covariance: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def of(self, layer: Layer) -> Evidence:
         """Return what is known of a layer."""
@@ -310,6 +317,7 @@ class Knowledge:
             None if found is None else found.holdout,
             self.importance.get(layer.name),
             self.output_covariance.get(layer.name),
+            self.input_covariance.get(layer.name),
         )
 
     def why_unobserved(self, layer: Layer) -> str | None:

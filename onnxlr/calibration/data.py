@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ __all__ = [
     "check_files",
     "label_of",
     "load_feeds",
+    "load_function",
     "read_arrays_of",
 ]
 
@@ -44,7 +45,10 @@ _MAGIC = (b"PK", b"\x93NUMPY")
 
 
 def load_feeds(
-    source: DataSource, specs: Sequence[InputSpec], batch: int = BATCH
+    source: DataSource,
+    specs: Sequence[InputSpec],
+    batch: int = BATCH,
+    beside: bool = False,
 ) -> Iterator[Feeds]:
     """Yield inputs that fit a model.
 
@@ -59,6 +63,12 @@ def load_feeds(
         A `.npz` file with an array under each input's name, a `.npy` file for a model of one input,
         a folder of such files (taken in the order of their names), `module:function` that yields
         mappings of input names to arrays, or such mappings themselves.
+    specs
+        The model's inputs.
+    batch
+        Most samples of a run.
+    beside
+        Whether what the model does not take is yielded too (labels, for instance).
 
     Raises
     ------
@@ -67,10 +77,11 @@ def load_feeds(
     """
     found = False
     for name, mapping in _mappings(source, specs):
-        arrays = _arrays(mapping, specs, name)
+        arrays = _arrays(mapping, specs, name, beside)
         for part in _split(arrays, specs, name, batch):
             found = True
-            yield check_feeds(part, specs, name)
+            checked = check_feeds(part, specs, name)
+            yield {**part, **checked} if beside else checked
     if not found:
         raise DataError(f"{label_of(source)}: holds no inputs")
 
@@ -200,8 +211,16 @@ def _is_function(source: str) -> bool:
     return bool(separator) and function.isidentifier() and module.replace(".", "").isidentifier()
 
 
-def _call(source: str) -> Iterable[Any]:
-    """Call `module:function`, found like Python finds modules, the current folder first."""
+def load_function(source: str) -> Callable[..., Any]:
+    """Return `module:function`, found like Python finds modules, the current folder first.
+
+    Raises
+    ------
+    DataError
+        If it cannot be imported, or is no function.
+    """
+    if not _is_function(source):
+        raise DataError(f"{source}: expected module:function")
     module_name, _, function_name = source.partition(":")
     if os.getcwd() not in sys.path:  # noqa: PTH109
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
@@ -214,6 +233,12 @@ def _call(source: str) -> Iterable[Any]:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise DataError(f"{source}: module '{module_name}' has no function '{function_name}'")
+    return function  # type: ignore[no-any-return]  # callable(…) leaves Any
+
+
+def _call(source: str) -> Iterable[Any]:
+    """Yield what `module:function` returns."""
+    function = load_function(source)
     try:
         made = function()
         if not isinstance(made, Iterable):
@@ -228,10 +253,13 @@ def _call(source: str) -> Iterable[Any]:
         raise DataError(f"{source}: failed with {type(error).__name__}: {_line(error)}") from error
 
 
-def _arrays(mapping: Mapping[str, Any], specs: Sequence[InputSpec], name: str) -> Feeds:
-    """Return a mapping's values as arrays; what the model does not take stays out of it."""
+def _arrays(
+    mapping: Mapping[str, Any], specs: Sequence[InputSpec], name: str, beside: bool
+) -> Feeds:
+    """Return a mapping's values as arrays, without those that nothing takes."""
     check_names(mapping, specs, name)
-    return {spec.name: _array(mapping[spec.name], f"{name}: input '{spec.name}'") for spec in specs}
+    taken = list(mapping) if beside else [spec.name for spec in specs]
+    return {key: _array(mapping[key], f"{name}: input '{key}'") for key in taken}
 
 
 def _array(value: Any, where: str) -> npt.NDArray[Any]:

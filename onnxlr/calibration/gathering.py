@@ -116,4 +116,4 @@ def gather(
     importance = Importance()
     if sources.importance is not None:
         importance = load_importance(sources.importance, layers)
-    return Knowledge(statistics, keys, importance.entries, importance.gradients)
+    return Knowledge(statistics, keys, importance.entries, importance.gradients, importance.inputs)

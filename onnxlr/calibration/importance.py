@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ ImportanceSource = str | Path | Mapping[str, Any]
 _GRADIENTS = "/output_covariance"
 """End of the name under which the covariance of a weight's output gradients is."""
 
+_INPUTS = "/input_covariance"
+"""End of the name under which the covariance of a weight's inputs is."""
+
 Array = npt.NDArray[Any]
 
 
@@ -36,10 +40,13 @@ class Importance:
         Importance of each entry, in the canonical shape of the layer's weight.
     gradients
         `E[g gᵀ]` of the gradients at the layer's output, `(outputs, outputs)`.
+    inputs
+        `E[x xᵀ]` of the layer's inputs, `(groups, inputs, inputs)`, one group for matrices.
     """
 
     entries: Mapping[str, Array] = field(default_factory=dict)
     gradients: Mapping[str, Array] = field(default_factory=dict)
+    inputs: Mapping[str, Array] = field(default_factory=dict)
 
 
 def load_importance(source: ImportanceSource, layers: Sequence[Layer]) -> Importance:
@@ -50,8 +57,9 @@ def load_importance(source: ImportanceSource, layers: Sequence[Layer]) -> Import
     source
         An array under the name of each weight (of all that have that name, in different
         branches), in the shape it is stored in; and under
-        `<name>/output_covariance` the covariance of the gradients at the output. Weights that are
-        not named have no importance.
+        `<name>/output_covariance` the covariance of the gradients at the output, under
+        `<name>/input_covariance` that of the inputs (of each group, for a convolution of several).
+        Weights that are not named have no importance.
 
     Raises
     ------
@@ -64,20 +72,22 @@ def load_importance(source: ImportanceSource, layers: Sequence[Layer]) -> Import
     for layer in layers:
         if layer.weight is not None and layer.sites:
             by_weight.setdefault(layer.weight.name, []).append(layer)
-    entries, gradients = {}, {}
+    entries, gradients, inputs = {}, {}, {}
     for name, value in arrays.items():
-        owner = name.removesuffix(_GRADIENTS)
+        owner = name.removesuffix(_GRADIENTS).removesuffix(_INPUTS)
         if owner not in by_weight:
             raise DataError(f"{label}: '{owner}' is no weight of a layer{_hint(owner, by_weight)}")
         where = f"{label}: '{name}'"
         for layer in by_weight[owner]:
-            if name.endswith(_GRADIENTS) and owner != name:
+            if name == owner + _GRADIENTS:
                 gradients[layer.name] = _gradients(np.asarray(value), layer, where)
+            elif name == owner + _INPUTS:
+                inputs[layer.name] = _inputs(np.asarray(value), layer, where)
             else:
                 entries[layer.name] = _entries(np.asarray(value), layer, where)
     if not arrays:
         raise DataError(f"{label}: holds no arrays")
-    return Importance(entries, gradients)
+    return Importance(entries, gradients, inputs)
 
 
 def _hint(name: str, known: Mapping[str, Sequence[Layer]]) -> str:
@@ -115,9 +125,28 @@ def _gradients(values: Array, layer: Layer, where: str) -> Array:
             f"{where} has shape {list(values.shape)}, expected [{outputs}, {outputs}]: the "
             "covariance of the layer's outputs"
         )
+    return _covariance(values, where)
+
+
+def _inputs(values: Array, layer: Layer, where: str) -> Array:
+    if layer.shape is None:
+        raise ValueError(f"layer '{layer.name}' has no weight")
+    inputs = layer.shape[-2] if layer.groups is None else prod(layer.shape[1:])
+    groups = layer.groups or 1
+    shapes = [(groups, inputs, inputs), *([(inputs, inputs)] if groups == 1 else [])]
+    if values.shape not in shapes:
+        raise DataError(
+            f"{where} has shape {list(values.shape)}, expected {list(shapes[-1])}: the covariance "
+            f"of the layer's inputs{' in each group' if groups > 1 else ''}"
+        )
+    return _covariance(values, where).reshape(shapes[0])
+
+
+def _covariance(values: Array, where: str) -> Array:
     _check(values, where)
     scale = float(np.abs(values).max(initial=0.0))
-    if not np.allclose(values, values.T, atol=1e-5 * scale) or (np.diag(values) < 0).any():
+    diagonal = np.diagonal(values, axis1=-2, axis2=-1)
+    if not np.allclose(values, values.swapaxes(-1, -2), atol=1e-5 * scale) or (diagonal < 0).any():
         raise DataError(f"{where} is not symmetric with a diagonal of squares: no covariance")
     return values.astype(np.float64)
 

@@ -27,7 +27,7 @@ from onnxlr.metrics import Frobenius, relative_error
 from onnxlr.numbers import Encoded, Format
 from onnxlr.stages import Chain, Convolution, Linear, Scale, Stage
 
-__all__ = ["FITS", "TernarySvd", "TernarySvdOptions"]
+__all__ = ["FITS", "TernarySvd", "TernarySvdOptions", "ternary_stage"]
 
 Matrix = npt.NDArray[np.float64]
 
@@ -299,7 +299,7 @@ class _Task:
         compute = self.setting.compute
         kept = np.maximum(strengths, smallest_kept(compute)).astype(compute)
         first, second = plain.stages
-        stages: list[Stage] = [_ternary(first, kept), _ternary(second, None, compute)]
+        stages: list[Stage] = [ternary_stage(first, kept), ternary_stage(second, None, compute)]
         if self.rows.scales is not None:
             groups, axes = self.setting.groups, None
             if groups is not None:
@@ -308,7 +308,7 @@ class _Task:
         return Chain(tuple(stages))
 
 
-def _ternary(
+def ternary_stage(
     stage: Stage, strengths: npt.NDArray[Any] | None, compute: npt.DTypeLike = np.float32
 ) -> Stage:
     """Return a stage of −1, 0 and 1 with its numbers kept as ternary ones."""

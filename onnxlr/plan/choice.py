@@ -103,8 +103,11 @@ class Choice:
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether it can only be followed with statistics of the layer's inputs."""
-        fitted = self.metric in ("activation", "kfac") or self.bias_correction
+        """Whether it can only be followed with statistics of the layer's inputs.
+
+        Metric kfac can also do with what came with importance; its plan says which it was.
+        """
+        fitted = self.metric == "activation" or self.bias_correction
         return fitted or self.activations == "static_int8"
 
     @property

@@ -61,7 +61,9 @@ class Plan:
     @property
     def needs_statistics(self) -> bool:
         """Whether some layer can only be fitted with statistics of its inputs."""
-        return self.sequential or any(c.needs_statistics for c in self.layers.values())
+        with_kfac = any(choice.metric == "kfac" for choice in self.layers.values())
+        observed = with_kfac and self.statistics_sha256 is not None
+        return self.sequential or observed or any(c.needs_statistics for c in self.layers.values())
 
     @property
     def needs_importance(self) -> bool:

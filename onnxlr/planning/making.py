@@ -169,7 +169,8 @@ def _check_known(request: Request, knowledge: Knowledge) -> None:
     """Refuse what needs knowledge that no source gives for any layer; raises UsageError."""
     has_statistics = knowledge.statistics is not None
     wanted = {
-        f"metric {request.metric}": request.metric in ("activation", "kfac"),
+        "metric activation": request.metric == "activation",
+        "metric kfac": request.metric == "kfac" and not knowledge.input_covariance,
         f"rounding {request.rounding}": request.rounding == "gptq",
         f"activations {request.activations}": request.activations == "static_int8",
     }

@@ -1,0 +1,27 @@
+"""Where torch computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onnxlr.errors import UsageError
+from onnxlr.training.torch_import import torch
+
+__all__ = ["usable_device"]
+
+
+def usable_device(name: str) -> Any:
+    """Return the device of a name.
+
+    Raises
+    ------
+    UsageError
+        If torch does not know it, or cannot compute there.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device '{name}' cannot be used: {reason}") from error
+    return device

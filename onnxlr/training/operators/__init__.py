@@ -1,0 +1,50 @@
+"""What ONNX's operators compute, in torch: one function each."""
+
+from onnxlr.training.operators import (
+    activations,
+    attention,
+    casts,
+    convolutions,
+    creation,
+    elementwise,
+    indexing,
+    nbits,
+    normalisations,
+    padding,
+    pooling,
+    products,
+    quantised,
+    recurrent,
+    reductions,
+    resizing,
+    sampling,
+    shapes,
+    ternary,
+)
+from onnxlr.training.operators.coverage import check_covered
+from onnxlr.training.operators.registry import OPERATORS, refusal
+
+__all__ = [
+    "OPERATORS",
+    "activations",
+    "attention",
+    "casts",
+    "check_covered",
+    "convolutions",
+    "creation",
+    "elementwise",
+    "indexing",
+    "nbits",
+    "normalisations",
+    "padding",
+    "pooling",
+    "products",
+    "quantised",
+    "recurrent",
+    "reductions",
+    "refusal",
+    "resizing",
+    "sampling",
+    "shapes",
+    "ternary",
+]
