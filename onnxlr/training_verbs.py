@@ -132,6 +132,7 @@ def train_ternary(
     eta: float = 3.0,
     every: int = 50,
     renewing: float = 0.5,
+    feedback: float | None = None,
     scales: str = "solved",
     group_size: int | None = None,
     activations: str | None = None,
@@ -182,6 +183,9 @@ def train_ternary(
         in others only their strengths are solved.
     renewing
         Of ternary_svd: part of the steps in which terms are renewed at all, from 0 to 1.
+    feedback
+        Of ternary_svd: part of what old terms cannot follow of a step that is fed back to the next;
+        1/every if not given, 1 in the paper.
     scales
         Of ternary: `solved` for least squared error, or `trained`.
     group_size, activations, target
@@ -241,7 +245,8 @@ def train_ternary(
         selection=Selection(layers, skip),
         group_size=group_size,
     )
-    manner, pace = Manner(eta, scales, seed), usual_rate(method) if rate is None else rate
+    fed = 1 / max(every, 1) if feedback is None else feedback
+    manner, pace = Manner(eta, scales, seed, fed), usual_rate(method) if rate is None else rate
     schedule = replace(Schedule(pace, steps, minutes), patience=patience, seed=seed)
     wish = Wish(request, manner, train, every, loss, schedule, batch, holdout, device, bfloat16)
     wish = replace(wish, renewing=renewing)

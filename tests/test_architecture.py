@@ -67,3 +67,8 @@ def test_importing_the_package_needs_no_heavy_extra():
     code = "import sys, onnxlr.cli; print([m for m in ('torch', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_files_of_tests_have_names_of_their_own():
+    names = sorted(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert names == sorted(set(names))  # pytest imports them by these names alone

@@ -80,7 +80,7 @@ class Lengths:
     rate: float = 5e-5
 
 
-FULL = Lengths(TOLERANCES, steps=500, every=100, fits=("published", "alternating"))
+FULL = Lengths(TOLERANCES, steps=500, every=50, fits=("published", "alternating"))
 QUICK = Lengths((TRAINED,), steps=20, every=20, fits=("published",))
 
 
@@ -128,6 +128,7 @@ class Experiment:
         """Return the network as trained with ternary layers."""
         from onnxlr.training.export import TernaryFiles, export_ternary
         from onnxlr.training.loop import Schedule
+        from onnxlr.training.ternary_layers import Manner
         from onnxlr.training.ternary_training import train_ternary_layers
         from onnxlr.training.ternary_wish import Wish
 
@@ -137,6 +138,7 @@ class Experiment:
         image = self.training.image
         wish = Wish(
             self._request(fit, TRAINED),
+            Manner(seed=self.seed, feedback=1 / lengths.every),
             every=lengths.every,
             schedule=schedule,
             batch=lengths.batch,
@@ -248,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="fit and train at 7 %% only, and for a few steps")
     add("--model", type=Path, default=MODEL, metavar="FILE", help="the network")
     add("--steps", type=_positive, metavar="N", help="of training (default 500)")
-    add("--every", type=_positive, metavar="N", help="steps between renewals (default 100)")
+    add("--every", type=_positive, metavar="N", help="steps between renewals (default 50)")
     add("--bfloat16", action="store_true", help="train with products of bfloat16 numbers")
     add("--seed", type=int, default=7, metavar="N", help="of everything random (default 7)")
     add("--threads", type=_positive, default=2, metavar="N", help="of torch (default 2)")

@@ -18,6 +18,8 @@ def usable_device(name: str) -> Any:
     UsageError
         If torch does not know it, or cannot compute there.
     """
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UsageError(f"device '{name}' cannot be used, expected cpu, cuda or cuda:N")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

@@ -12,6 +12,10 @@ keep is fed back. After each step of the optimizer
 Every so many steps the terms are renewed as well: the k-th survives if `|s_k| · √(nnz u_k · nnz
 v_k)`, its norm, is at least η times that of the best ternary term of the residual; the others make
 way for new ones, found greedily, until the tolerance or the number of terms holds.
+
+Where terms are not renewed at each step, the part of a step that the old ones cannot follow is not
+seen by the loss, which asks for it again and again; it would come into effect all at once. Of that
+part only a fraction is fed back then; a fraction of 1 is the scheme as published.
 """
 
 from __future__ import annotations
@@ -57,6 +61,8 @@ class Renewal:
         Most terms.
     seed
         Of random starts.
+    feedback
+        Part of a step of the optimizer that is fed back where the old terms cannot follow it.
     """
 
     eta: float
@@ -64,6 +70,7 @@ class Renewal:
     fit: str
     most: int
     seed: int = 0
+    feedback: float = 1.0
 
     def found(self, residual: Floats, count: int) -> Terms:
         """Return that many terms for a residual, fewer if they are exact before."""
@@ -186,9 +193,12 @@ class TernaryFactors(torch.nn.Module):
     @torch.no_grad()
     def settle(self) -> None:
         """Solve the strengths on the old factors, and feed back what they do not give."""
+        before = self.error.clone()
         for part, factors in enumerate(self._factors):
             factors.solve(self.weight[part] + self.error[part])
         self._feed_back()
+        if self.rule.feedback < 1:
+            self.error.lerp_(before, 1 - self.rule.feedback)
 
     @torch.no_grad()
     def renew(self) -> None:

@@ -44,15 +44,20 @@ class Manner:
         One of `SCALES`; of ternary.
     seed
         Of random starts.
+    feedback
+        See `Renewal`; of ternary_svd.
     """
 
     eta: float = 3.0
     scales: str = SCALES[0]
     seed: int = 0
+    feedback: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.eta > 0:
             raise UsageError(f"eta {self.eta:g} is not a number above 0")
+        if not 0 <= self.feedback <= 1:
+            raise UsageError(f"feedback {self.feedback:g} is not a fraction from 0 to 1")
         if self.scales not in SCALES:
             raise UsageError(f"scales '{self.scales}' is unknown, expected {' or '.join(SCALES)}")
 
@@ -105,7 +110,14 @@ class TernaryLayer:
             parts = terms_of_chain(_form(model, layer, options), chain)
             rows, columns = stack.shape[1:]
             most = max(int(_MOST * rows * columns / (rows + columns)), 1)
-            rule = Renewal(manner.eta, tolerance, options.fit or "alternating", most, manner.seed)
+            rule = Renewal(
+                manner.eta,
+                tolerance,
+                options.fit or "alternating",
+                most,
+                manner.seed,
+                manner.feedback,
+            )
             return cls(proposal, TernaryFactors(stack, parts, placement, rule, dtype))
         kept = chain.stages[0].weight  # type: ignore[attr-defined]  # Linear or Convolution
         numbers = _by_parts(kept, layer.groups)

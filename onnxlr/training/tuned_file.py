@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnxlr.calibration import signature
+from onnxlr.calibration import label_of, signature
+from onnxlr.calibration.data import Batches
 from onnxlr.errors import (
     ModelError,
     NothingGainedError,
@@ -205,7 +206,10 @@ class _Work:
             ternary=TernaryNodes.of(model.proto),
         )
         demands = self.demands
-        feeds = [{name: batch[name] for name in runs.inputs} for batch in runs.held]
+        feeds = Batches(
+            ({name: batch[name] for name in runs.inputs} for batch in runs.held),
+            f"held-out inputs of {label_of(self.request.data)}",
+        )
         report = prove(
             subject,
             demands.tolerance,
@@ -215,7 +219,7 @@ class _Work:
             demands.progress,
         )
         check = self._agreement(model, staged, runs)
-        return replace(report, data=f"held-out {report.data}", checks=(check, *report.checks))
+        return replace(report, checks=(check, *report.checks))
 
     def _agreement(self, model: Model, file: Path, runs: FileRuns) -> Check:
         with torch.no_grad():

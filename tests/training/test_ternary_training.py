@@ -244,6 +244,7 @@ def not_a_number(outputs: Any, batch: Any) -> Any:
         ({"train": "half"}, UsageError, "train 'half' is unknown, expected layers, scales, all"),
         ({"every": 0}, UsageError, "every 0 is not a number of steps of at least 1"),
         ({"renewing": 1.5}, UsageError, "renewing 1.5 is not a part from 0 to 1"),
+        ({"feedback": 2.0}, UsageError, "feedback 2 is not a fraction from 0 to 1"),
         ({"eta": -1.0}, UsageError, "eta -1 is not a number above 0"),
         ({"batch": 0}, UsageError, "a batch of 0 samples"),
         ({"layers": ["nothing"]}, UsageError, "pattern 'nothing' matches no layer"),

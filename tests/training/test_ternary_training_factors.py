@@ -108,6 +108,19 @@ class TestStep:
             product = dense((9, 14), module.parts[0])
             np.testing.assert_allclose(numpy_of(module.weight)[0], product, atol=1e-5)
 
+    @pytest.mark.parametrize("feedback", [0.0, 0.25])
+    def test_a_part_of_what_the_terms_cannot_follow_is_fed_back(self, feedback: float) -> None:
+        whole, part = factors(normal(9, 14)), factors(normal(9, 14))
+        part.rule = Renewal(3.0, 0.3, "published", 99, 0, feedback)
+        before = numpy_of(whole.error).copy()
+        for module in (whole, part):
+            moved(module, 0.1 * normal(1, 9, 14, seed=3))
+            module.settle()
+        np.testing.assert_array_equal(numpy_of(part.weight), numpy_of(whole.weight))
+        expected = before + feedback * (numpy_of(whole.error) - before)
+        np.testing.assert_allclose(numpy_of(part.error), expected, atol=1e-6)
+        assert np.abs(numpy_of(whole.error) - before).max() > 0.01
+
     def test_it_begins_as_the_terms_with_the_rest_as_error(self) -> None:
         matrix = normal(8, 8)
         module = factors(matrix)

@@ -59,7 +59,7 @@ def differentiable(case: Case) -> tuple[Callable[..., Any], list[torch.Tensor]] 
         return None
     try:
         model = TrainableModel(case.model, floating=torch.float64)
-    except ModelError:  # test_node_cases knows why
+    except ModelError:  # test_operator_cases knows why
         return None
 
     def run(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
