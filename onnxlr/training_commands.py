@@ -21,7 +21,7 @@ from onnxlr.reporting.training import print_tuning
 from onnxlr.verification import DEFAULT_TOLERANCE
 
 if TYPE_CHECKING:
-    from onnxlr.training.tune_request import TuneResult
+    from onnxlr.training.tuning.request import TuneResult
 
 __all__ = ["COMMANDS"]
 

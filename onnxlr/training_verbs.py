@@ -25,10 +25,10 @@ from onnxlr.progress import Progress, silent
 from onnxlr.verification import DEFAULT_TOLERANCE, Tolerance
 
 if TYPE_CHECKING:
-    from onnxlr.training.fisher_result import FisherInformation
+    from onnxlr.training.fisher.result import FisherInformation
     from onnxlr.training.svd_result import SvdResult
-    from onnxlr.training.ternary_result import TernaryResult
-    from onnxlr.training.tune_request import TuneResult
+    from onnxlr.training.ternary.result import TernaryResult
+    from onnxlr.training.tuning.request import TuneResult
 
 __all__ = ["fisher", "train_svd", "train_ternary", "tune"]
 
@@ -99,7 +99,7 @@ def fisher(
     TrainingError
         If the loss fails, is NaN, or depends on no weight.
     """
-    from onnxlr.training.fisher import Question, find_fisher
+    from onnxlr.training.fisher.finding import Question, find_fisher
 
     opened = model if isinstance(model, Model) else open_model(model)
     if output is not None:
@@ -227,11 +227,11 @@ def train_ternary(
     VerificationError
         If a proof fails; nothing is written.
     """
-    from onnxlr.training.export import Exported, TernaryFiles, export_ternary
     from onnxlr.training.loop import Schedule
-    from onnxlr.training.ternary_layers import Manner
-    from onnxlr.training.ternary_training import train_ternary_layers
-    from onnxlr.training.ternary_wish import Wish, usual_options, usual_rate
+    from onnxlr.training.ternary.export import Exported, TernaryFiles, export_ternary
+    from onnxlr.training.ternary.layers import Manner
+    from onnxlr.training.ternary.training import train_ternary_layers
+    from onnxlr.training.ternary.wish import Wish, usual_options, usual_rate
 
     source = _opened(model)
     files = TernaryFiles.of(source, output, dense, checkpoint)
@@ -363,8 +363,8 @@ def tune(
         in the checkpoint.
     """
     from onnxlr.training.loop import Schedule
-    from onnxlr.training.tune_request import Demands, TuneRequest, usual_rate
-    from onnxlr.training.tuned_file import tune_file
+    from onnxlr.training.tuning.file import tune_file
+    from onnxlr.training.tuning.request import Demands, TuneRequest, usual_rate
 
     source, opened = _opened(original), _opened(rewritten)
     check_interface(source, opened)

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from onnxlr.plan import Proposal
-    from onnxlr.training.export import Exported
+    from onnxlr.training.ternary.export import Exported
     from tools.train_demo_model import Split
 
 MODEL = ROOT / "models" / "fashion_resnet20.onnx"
@@ -126,11 +126,11 @@ class Experiment:
 
     def trained(self, fit: str) -> Row:
         """Return the network as trained with ternary layers."""
-        from onnxlr.training.export import TernaryFiles, export_ternary
         from onnxlr.training.loop import Schedule
-        from onnxlr.training.ternary_layers import Manner
-        from onnxlr.training.ternary_training import train_ternary_layers
-        from onnxlr.training.ternary_wish import Wish
+        from onnxlr.training.ternary.export import TernaryFiles, export_ternary
+        from onnxlr.training.ternary.layers import Manner
+        from onnxlr.training.ternary.training import train_ternary_layers
+        from onnxlr.training.ternary.wish import Wish
 
         proposals, seconds = self._fit(fit, TRAINED)
         lengths, start = self.lengths, time.perf_counter()

@@ -9,7 +9,7 @@ from rich.console import Console
 from onnxlr.reporting.cells import number_of, print_reasons, shape_of, shown, table_of
 
 if TYPE_CHECKING:
-    from onnxlr.training.fisher_result import FisherInformation
+    from onnxlr.training.fisher.result import FisherInformation
 
 __all__ = ["print_fisher", "summarise_fisher"]
 

@@ -11,7 +11,7 @@ from onnxlr.reporting.tables import print_rewrite
 from onnxlr.reporting.training import print_course
 
 if TYPE_CHECKING:
-    from onnxlr.training.ternary_result import TernaryResult
+    from onnxlr.training.ternary.result import TernaryResult
 
 __all__ = ["print_ternary_training"]
 

@@ -11,7 +11,7 @@ from onnxlr.reporting.proofs import print_report
 
 if TYPE_CHECKING:
     from onnxlr.training.schedule import Course
-    from onnxlr.training.tune_request import TuneResult
+    from onnxlr.training.tuning.request import TuneResult
 
 __all__ = ["print_course", "print_tuning"]
 

@@ -29,7 +29,7 @@ ANY = ("--tolerance", "cosine>=-1")
 def _torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Need torch, and run models in this process."""
     pytest.importorskip("torch", reason="training needs the extra onnxlr[train]")
-    from onnxlr.training import file_runs
+    from onnxlr.training.tuning import file_runs
 
     def run_here(job: Job, name: str, isolate: bool = True) -> Outcome:
         return run_job(job, name, isolate=False)

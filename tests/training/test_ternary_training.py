@@ -27,7 +27,7 @@ from onnxlr.errors import (  # noqa: E402
 )
 from onnxlr.plan.trained import TRAINED_KEY  # noqa: E402
 from onnxlr.training.data import read_training_data  # noqa: E402
-from onnxlr.training.ternary_factors import TernaryFactors  # noqa: E402
+from onnxlr.training.ternary.factors import TernaryFactors  # noqa: E402
 from tests.training.ternary_net import cross_entropy, samples, ternary_net  # noqa: E402
 
 Array = np.ndarray[Any, Any]
@@ -278,7 +278,7 @@ def test_nodes_that_torch_cannot_run_are_named_before_any_fit(
 ) -> None:
     proto = ternary_net()
     proto.graph.node[13].op_type = "Mish"
-    monkeypatch.setattr("onnxlr.training.ternary_training.propose", None)
+    monkeypatch.setattr("onnxlr.training.ternary.training.propose", None)
     with pytest.raises(ModelError, match="Mish"):
         train_ternary(proto, samples(20), model.with_name("o.onnx"), loss=cross_entropy)
 

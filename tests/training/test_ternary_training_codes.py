@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="training needs the extra onnxlr[train]")
 
 from onnxlr.training.placement import Placement  # noqa: E402
-from onnxlr.training.ternary_codes import TernaryCodes  # noqa: E402
+from onnxlr.training.ternary.codes import TernaryCodes  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 

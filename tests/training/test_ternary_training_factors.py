@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="training needs the extra onnxlr[tra
 
 from onnxlr.methods.semidiscrete import Published, Terms  # noqa: E402
 from onnxlr.training.placement import Placement  # noqa: E402
-from onnxlr.training.ternary_factors import (  # noqa: E402
+from onnxlr.training.ternary.factors import (  # noqa: E402
     Renewal,
     TernaryFactors,
     renewed,

@@ -20,8 +20,8 @@ from onnxlr.methods.matricisation import FORMS, matricisations  # noqa: E402
 from onnxlr.methods.semidiscrete import Terms  # noqa: E402
 from onnxlr.planning import Request  # noqa: E402
 from onnxlr.planning.uniform import propose  # noqa: E402
-from onnxlr.training.ternary_factors import TernaryFactors  # noqa: E402
-from onnxlr.training.ternary_layers import (  # noqa: E402
+from onnxlr.training.ternary.factors import TernaryFactors  # noqa: E402
+from onnxlr.training.ternary.layers import (  # noqa: E402
     Manner,
     TernaryLayer,
     chain_of_terms,

@@ -30,12 +30,12 @@ from onnxlr.errors import (  # noqa: E402
 )
 from onnxlr.model import open_model  # noqa: E402
 from onnxlr.plan import TRAINED_KEY  # noqa: E402
-from onnxlr.training import tuned_file  # noqa: E402
 from onnxlr.training.data import TrainingData  # noqa: E402
 from onnxlr.training.selection import selected  # noqa: E402
-from onnxlr.training.teacher import Teacher, tensors_behind  # noqa: E402
 from onnxlr.training.trainable import TrainableModel  # noqa: E402
-from onnxlr.training.tuning import Objective, Tuning  # noqa: E402
+from onnxlr.training.tuning import file as tuned_file  # noqa: E402
+from onnxlr.training.tuning.teacher import Teacher, tensors_behind  # noqa: E402
+from onnxlr.training.tuning.trainee import Objective, Tuning  # noqa: E402
 from tests.onelayer import run  # noqa: E402
 
 Array = np.ndarray[Any, Any]

@@ -21,9 +21,9 @@ from onnxlr.training.judging import as_loss, mean_over
 from onnxlr.training.loop import Checkpoint, Outcome, train
 from onnxlr.training.losses import Loss, distillation
 from onnxlr.training.selection import Selection, selected
-from onnxlr.training.ternary_layers import TernaryLayer, fit_to_train
-from onnxlr.training.ternary_trainee import TernaryTraining
-from onnxlr.training.ternary_wish import Wish
+from onnxlr.training.ternary.layers import TernaryLayer, fit_to_train
+from onnxlr.training.ternary.trainee import TernaryTraining
+from onnxlr.training.ternary.wish import Wish
 from onnxlr.training.torch_import import torch
 from onnxlr.training.trainable import TrainableModel
 

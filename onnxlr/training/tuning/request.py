@@ -11,7 +11,7 @@ from onnxlr.errors import UsageError
 from onnxlr.progress import Progress
 from onnxlr.training.losses import Loss, load_loss
 from onnxlr.training.schedule import Course, Schedule
-from onnxlr.training.tuning import Objective
+from onnxlr.training.tuning.trainee import Objective
 from onnxlr.verification import Report, Tolerance
 
 __all__ = ["Demands", "TuneRequest", "TuneResult", "usual_rate"]

@@ -20,11 +20,11 @@ from onnxlr.methods.weighted import fisher_variance
 from onnxlr.model import Model
 from onnxlr.planning import Selection
 from onnxlr.progress import Progress, silent
-from onnxlr.training.fisher_factors import Factors
-from onnxlr.training.fisher_losses import DISTILL, Direction, Objective, objective
-from onnxlr.training.fisher_result import FisherInformation, LayerFisher
-from onnxlr.training.fisher_samples import Samples, read_samples
-from onnxlr.training.fisher_subjects import Choice, Subject, choose
+from onnxlr.training.fisher.factors import Factors
+from onnxlr.training.fisher.losses import DISTILL, Direction, Objective, objective
+from onnxlr.training.fisher.result import FisherInformation, LayerFisher
+from onnxlr.training.fisher.samples import Samples, read_samples
+from onnxlr.training.fisher.subjects import Choice, Subject, choose
 from onnxlr.training.torch_import import torch
 from onnxlr.training.trainable import TrainableModel
 

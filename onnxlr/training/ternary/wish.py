@@ -15,7 +15,7 @@ from onnxlr.planning import Request
 from onnxlr.training.data import TrainingData
 from onnxlr.training.judging import LossSource
 from onnxlr.training.loop import Schedule
-from onnxlr.training.ternary_layers import Manner
+from onnxlr.training.ternary.layers import Manner
 
 __all__ = ["METHODS", "TRAINED", "Wish", "usual_options", "usual_rate"]
 

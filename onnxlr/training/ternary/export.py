@@ -22,10 +22,10 @@ from onnxlr.plan import Choice, Proposal
 from onnxlr.planning import Making, Request
 from onnxlr.rewriting import emitted_bytes, released_bytes
 from onnxlr.training.selection import current_values
-from onnxlr.training.ternary_layers import TernaryLayer
-from onnxlr.training.ternary_result import TernaryResult
-from onnxlr.training.ternary_training import Trained
-from onnxlr.training.ternary_wish import Wish
+from onnxlr.training.ternary.layers import TernaryLayer
+from onnxlr.training.ternary.result import TernaryResult
+from onnxlr.training.ternary.training import Trained
+from onnxlr.training.ternary.wish import Wish
 from onnxlr.training.trainable import TrainableModel
 from onnxlr.training.writing import write_constants
 

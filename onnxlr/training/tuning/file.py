@@ -26,14 +26,14 @@ from onnxlr.plan import Plan, record_training
 from onnxlr.rewriting import METADATA_KEY
 from onnxlr.training.data import Arrays, read_training_data
 from onnxlr.training.device import usable_device
-from onnxlr.training.file_runs import FileRuns, agreement
 from onnxlr.training.loop import Checkpoint, Outcome, forget, train
 from onnxlr.training.selection import current_values, selected
-from onnxlr.training.teacher import Teacher, array_of, float_outputs, tensors_behind
 from onnxlr.training.torch_import import torch
 from onnxlr.training.trainable import TrainableModel
-from onnxlr.training.tune_request import Demands, TuneRequest, TuneResult
-from onnxlr.training.tuning import Tuning
+from onnxlr.training.tuning.file_runs import FileRuns, agreement
+from onnxlr.training.tuning.request import Demands, TuneRequest, TuneResult
+from onnxlr.training.tuning.teacher import Teacher, array_of, float_outputs, tensors_behind
+from onnxlr.training.tuning.trainee import Tuning
 from onnxlr.training.writing import write_constants
 from onnxlr.verification import Check, Report, Subject, TernaryNodes, prove
 

@@ -13,9 +13,9 @@ from onnxlr.errors import TrainingError, UsageError
 from onnxlr.training.data import Arrays
 from onnxlr.training.losses import Loss, distillation, squares
 from onnxlr.training.selection import Selection
-from onnxlr.training.teacher import Teacher, own_arrays
 from onnxlr.training.torch_import import torch
 from onnxlr.training.trainable import TrainableModel
+from onnxlr.training.tuning.teacher import Teacher, own_arrays
 
 __all__ = ["Objective", "Tuning"]
 

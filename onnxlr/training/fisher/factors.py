@@ -18,7 +18,7 @@ from onnxlr.calibration.accumulation import NotFiniteError, Recipe, Source, Sums
 from onnxlr.calibration.geometry import Geometry
 from onnxlr.errors import DataError
 from onnxlr.layers import Site
-from onnxlr.training.fisher_subjects import Subject
+from onnxlr.training.fisher.subjects import Subject
 from onnxlr.training.torch_import import torch
 
 __all__ = ["Factors"]

@@ -23,8 +23,8 @@ from onnxlr.numbers import Encoded
 from onnxlr.plan import Choice, Proposal
 from onnxlr.stages import Chain, Convolution, Linear
 from onnxlr.training.placement import Placement
-from onnxlr.training.ternary_codes import SCALES, TernaryCodes
-from onnxlr.training.ternary_factors import Renewal, TernaryFactors
+from onnxlr.training.ternary.codes import SCALES, TernaryCodes
+from onnxlr.training.ternary.factors import Renewal, TernaryFactors
 
 __all__ = ["Manner", "TernaryLayer", "chain_of_terms", "fit_to_train", "terms_of_chain"]
 

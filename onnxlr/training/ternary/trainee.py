@@ -11,8 +11,8 @@ from onnxlr.training.data import Arrays
 from onnxlr.training.judging import mean_over, tensors_of
 from onnxlr.training.losses import Loss
 from onnxlr.training.selection import RATES, Selection
-from onnxlr.training.ternary_factors import TernaryFactors
-from onnxlr.training.ternary_layers import TernaryLayer
+from onnxlr.training.ternary.factors import TernaryFactors
+from onnxlr.training.ternary.layers import TernaryLayer
 from onnxlr.training.torch_import import torch
 from onnxlr.training.trainable import TrainableModel
 

@@ -1,0 +1,1 @@
+"""How much each entry of weights matters, by gradients of single samples."""

@@ -1,0 +1,1 @@
+"""Trains a rewritten model towards the original, or on labels."""
