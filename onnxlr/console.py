@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,8 +80,25 @@ def progress_bars() -> Iterator[ProgressCallback]:
         yield update
 
 
+IMPATIENCE = 1.0
+"""Seconds in which interrupts after the first one count as the same."""
+
+
 def heed_signals() -> None:
-    """Clean up when asked to end, as if interrupted; what is ignored (nohup) stays ignored."""
+    """Clean up when asked to end, as if interrupted; what is ignored (nohup) stays ignored.
+
+    Who presses Ctrl-C twice means it once: the second does not break what the first cleans up.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        heard = -math.inf
+
+        def interrupt(*_: object) -> None:
+            nonlocal heard
+            if time.monotonic() - heard > IMPATIENCE:
+                heard = time.monotonic()
+                raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, interrupt)
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
@@ -87,7 +106,11 @@ def heed_signals() -> None:
 
 
 def explain(error: BaseException, as_json: bool) -> ExitCode:
-    """Say on one line of standard error what is wrong; return the exit code."""
+    """Say on one line of standard error what is wrong; return the exit code.
+
+    Nothing interrupts it: it is the last that a process does.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if isinstance(error, OnnxlrError):
         kind, message, code = type(error).__name__, str(error), error.exit_code
     elif isinstance(error, CycloptsError):

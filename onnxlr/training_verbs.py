@@ -26,7 +26,7 @@ from onnxlr.verification import DEFAULT_TOLERANCE, Tolerance
 
 if TYPE_CHECKING:
     from onnxlr.training.fisher.result import FisherInformation
-    from onnxlr.training.svd_result import SvdResult
+    from onnxlr.training.svd.result import SvdResult
     from onnxlr.training.ternary.result import TernaryResult
     from onnxlr.training.tuning.request import TuneResult
 
@@ -505,10 +505,10 @@ def train_svd(
         If a proof fails; nothing is written.
     """
     from onnxlr.training.loop import Schedule
-    from onnxlr.training.svd_request import Cut, SvdRequest
-    from onnxlr.training.svd_result import SvdFiles, SvdResult
-    from onnxlr.training.svd_run import SvdWish, forget_stages, train_factors, write_dense
-    from onnxlr.training.svd_trainee import Penalties
+    from onnxlr.training.svd.request import Cut, SvdRequest
+    from onnxlr.training.svd.result import SvdFiles, SvdResult
+    from onnxlr.training.svd.run import SvdWish, forget_stages, train_factors, write_dense
+    from onnxlr.training.svd.trainee import Penalties
 
     source = _opened(model)
     files = SvdFiles.of(source, output, dense, checkpoint)

@@ -20,9 +20,9 @@ from onnxlr.training.data import TrainingData
 from onnxlr.training.judging import mean_over
 from onnxlr.training.loop import Schedule, train
 from onnxlr.training.selection import selected
-from onnxlr.training.svd_request import Cut, SvdRequest
-from onnxlr.training.svd_trainee import Goal, Penalties, SvdTrainee
-from onnxlr.training.svd_training import SvdTraining
+from onnxlr.training.svd.request import Cut, SvdRequest
+from onnxlr.training.svd.trainee import Goal, Penalties, SvdTrainee
+from onnxlr.training.svd.training import SvdTraining
 from onnxlr.training.trainable import TrainableModel
 from tools.svd_training_rows import ORIGINAL, Lengths, Outcome, Way
 from tools.train_demo_model import augment
@@ -157,7 +157,7 @@ class Experiment:
             return
         training = self._svd(way)
         seconds, steps = 0.0, self.lengths.sparse + self.lengths.tune
-        if way.sparsity is not None:
+        if way.sparsity is not None or way.dense_first:
             start, steps = time.process_time(), self.lengths.tune
             with self.precision():
                 training.sparsify(self.training, self._schedule(self.lengths.sparse))
@@ -172,7 +172,8 @@ class Experiment:
             yield self._tuned(row, training.trainee(), steps, seconds)
 
     def _svd(self, way: Way) -> SvdTraining:
-        penalties = Penalties(1.0, way.weight, way.sparsity or "hoyer")
+        orthogonality = 0.0 if way.sparsity is None else 1.0
+        penalties = Penalties(orthogonality, way.weight, way.sparsity or "hoyer")
         request = SvdRequest(way.form or "channel", penalties, selection=Selection(LAYERS))
         return SvdTraining(onnxlr.open(self.file), request, Goal(cross_entropy))
 

@@ -10,8 +10,8 @@ from onnxlr.reporting.cells import count_of, number_of, print_reasons, shown, ta
 from onnxlr.reporting.tables import print_rewrite
 
 if TYPE_CHECKING:
-    from onnxlr.training.svd_request import SvdLayer
-    from onnxlr.training.svd_result import SvdResult, SvdTrained
+    from onnxlr.training.svd.request import SvdLayer
+    from onnxlr.training.svd.result import SvdResult, SvdTrained
 
 __all__ = ["print_svd_training"]
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,10 @@ class Ended:
 
 Run = Callable[..., Ended]
 
+HEEDED = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
@@ -44,7 +50,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     def command(*arguments: object) -> Ended:
         capsys.readouterr()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), signals_as_they_were():
             warnings.simplefilter("always", OnnxlrWarning)
             with pytest.raises(SystemExit) as ended:
                 cli.main([str(argument) for argument in arguments])
@@ -53,6 +59,17 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Ended(int(ended.value.code), captured.out, captured.err)
 
     return command
+
+
+@contextmanager
+def signals_as_they_were() -> Iterator[None]:
+    """Restore what a process does when it is interrupted or asked to end."""
+    before = {number: signal.getsignal(number) for number in HEEDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -138,6 +138,7 @@ def test_interrupted_while_layers_are_factorized(folder: Path) -> None:
         with suppress(OSError):  # the terminal is gone when the process is
             while more := os.read(screen, 4096):
                 shown += more
+                process.send_signal(signal.SIGINT)  # as impatient people do
         process.wait(DEADLINE)
     os.close(screen)
     assert process.returncode == 130

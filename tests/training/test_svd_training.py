@@ -22,13 +22,13 @@ torch = pytest.importorskip("torch", reason="training needs the extra onnxlr[tra
 
 from onnxlr.layers import find_layers  # noqa: E402
 from onnxlr.training import TrainableModel  # noqa: E402
-from onnxlr.training.factored import FactoredWeight, Factors  # noqa: E402
 from onnxlr.training.placement import Placement  # noqa: E402
-from onnxlr.training.ranks import LayerWork, ranks_of_energy, ranks_within  # noqa: E402
-from onnxlr.training.svd_request import Cut, SvdRequest  # noqa: E402
-from onnxlr.training.svd_run import SvdWish, train_factors  # noqa: E402
-from onnxlr.training.svd_trainee import Goal, Penalties  # noqa: E402
-from onnxlr.training.svd_training import SvdTraining  # noqa: E402
+from onnxlr.training.svd.factored import FactoredWeight, Factors  # noqa: E402
+from onnxlr.training.svd.ranks import LayerWork, ranks_of_energy, ranks_within  # noqa: E402
+from onnxlr.training.svd.request import Cut, SvdRequest  # noqa: E402
+from onnxlr.training.svd.run import SvdWish, train_factors  # noqa: E402
+from onnxlr.training.svd.trainee import Goal, Penalties  # noqa: E402
+from onnxlr.training.svd.training import SvdTraining  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from onnxlr.errors import TrainingError, UsageError
 from onnxlr.training.data import Arrays
-from onnxlr.training.factored import SPARSITIES, FactoredWeight
 from onnxlr.training.judging import Score, mean_over, tensors_of
 from onnxlr.training.losses import Loss
 from onnxlr.training.selection import RATES, Selection
+from onnxlr.training.svd.factored import SPARSITIES, FactoredWeight
 from onnxlr.training.torch_import import torch
 from onnxlr.training.trainable import TrainableModel
 

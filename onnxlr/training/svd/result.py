@@ -10,7 +10,7 @@ from onnxlr.errors import OutputError, UsageError
 from onnxlr.model import Model
 from onnxlr.model.saving import check_output
 from onnxlr.training.loop import Course, Outcome
-from onnxlr.training.svd_request import SvdLayer
+from onnxlr.training.svd.request import SvdLayer
 
 if TYPE_CHECKING:
     from onnxlr.delivery import RewriteResult

@@ -23,14 +23,14 @@ from onnxlr.model import Model
 from onnxlr.plan import Choice, Plan
 from onnxlr.progress import Progress, silent
 from onnxlr.training.data import TrainingData
-from onnxlr.training.factored import FactoredWeight, Factors
 from onnxlr.training.loop import Checkpoint, Course, Outcome, Schedule, train
 from onnxlr.training.placement import Placement
-from onnxlr.training.ranks import LayerWork, work_of
 from onnxlr.training.selection import Selection as Trained
 from onnxlr.training.selection import current_values, selected
-from onnxlr.training.svd_request import Cut, SvdLayer, SvdRequest
-from onnxlr.training.svd_trainee import Goal, Penalties, SvdTrainee
+from onnxlr.training.svd.factored import FactoredWeight, Factors
+from onnxlr.training.svd.ranks import LayerWork, work_of
+from onnxlr.training.svd.request import Cut, SvdLayer, SvdRequest
+from onnxlr.training.svd.trainee import Goal, Penalties, SvdTrainee
 from onnxlr.training.torch_import import torch
 from onnxlr.training.trainable import TrainableModel
 from onnxlr.training.writing import write_constants

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from onnxlr.errors import UsageError
 from onnxlr.methods.matricisation import FORMS
 from onnxlr.planning import Selection
-from onnxlr.training.ranks import COUNTS, LayerWork, ranks_of_energy, ranks_within
-from onnxlr.training.svd_trainee import Penalties
+from onnxlr.training.svd.ranks import COUNTS, LayerWork, ranks_of_energy, ranks_within
+from onnxlr.training.svd.trainee import Penalties
 
 __all__ = ["ENERGY_LOSS", "Cut", "SvdLayer", "SvdRequest"]
 

@@ -15,10 +15,10 @@ from onnxlr.training.data import TrainingData, read_training_data
 from onnxlr.training.device import usable_device
 from onnxlr.training.judging import LossSource, as_loss, as_score
 from onnxlr.training.loop import Checkpoint, Schedule, forget
-from onnxlr.training.svd_request import SvdRequest
-from onnxlr.training.svd_result import SvdStage, SvdTrained
-from onnxlr.training.svd_trainee import Goal
-from onnxlr.training.svd_training import SvdTraining
+from onnxlr.training.svd.request import SvdRequest
+from onnxlr.training.svd.result import SvdStage, SvdTrained
+from onnxlr.training.svd.trainee import Goal
+from onnxlr.training.svd.training import SvdTraining
 from onnxlr.training.torch_import import torch
 
 __all__ = ["SvdWish", "forget_stages", "train_factors", "write_dense"]
