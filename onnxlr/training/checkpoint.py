@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,19 @@ from onnxlr.errors import OutputError, TrainingError
 from onnxlr.model.saving import staging
 from onnxlr.training.torch_import import torch
 
-__all__ = ["Checkpoint", "forget", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "put_back",
+    "random_state",
+    "read_checkpoint",
+    "restore_random_state",
+    "write_checkpoint",
+]
 
-_CONTENT = {"step", "seconds", "course", "best", "best_state", "state", "optimizer"}
+_CONTENT = {
+    *("step", "seconds", "course", "best", "best_state", "state", "optimizer"),
+    *("blown_up", "random"),
+}
 
 
 @dataclass(frozen=True)
@@ -58,13 +67,16 @@ def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """
     path = checkpoint.path
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        stream = path.open("rb")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        with stream:
+            content = torch.load(stream, map_location="cpu", weights_only=True)
         found = content["meaning"]
         if not content.keys() >= _CONTENT:
             raise KeyError("course")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # torch and pickle raise what the bytes lead to
+    except Exception as error:  # torch and pickle raise what the bytes lead to, OSError as well
         raise TrainingError(
             f"{path}: is no checkpoint of onnxlr, or damaged: remove it to begin anew"
         ) from error
@@ -77,7 +89,33 @@ def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     return dict(content)
 
 
-def forget(checkpoint: Checkpoint) -> None:
-    """Remove a checkpoint's file, if it is there."""
-    with suppress(FileNotFoundError):
-        checkpoint.path.unlink()
+def put_back(own: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Copy the tensors of a state into those that are trained, which have the same names.
+
+    Raises
+    ------
+    TrainingError
+        If it is the state of something else.
+    """
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    if shapes != {name: tuple(value.shape) for name, value in own.items()}:
+        raise TrainingError("the state is that of another model, or of layers of other ranks")
+    with torch.no_grad():
+        for name, value in state.items():
+            own[name].copy_(value)
+
+
+def random_state() -> dict[str, Any]:
+    """Return where torch's random numbers are, which dropout and losses may draw."""
+    found = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        found |= {f"cuda:{at}": one for at, one in enumerate(torch.cuda.get_rng_state_all())}
+    return found
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Go on with the random numbers that came next; those of devices that are not here are left."""
+    torch.set_rng_state(state["cpu"])
+    for at in range(torch.cuda.device_count()):
+        if f"cuda:{at}" in state:
+            torch.cuda.set_rng_state(state[f"cuda:{at}"], at)

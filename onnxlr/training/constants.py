@@ -12,7 +12,7 @@ from onnxlr.errors import ModelError
 from onnxlr.training.program import Program
 from onnxlr.training.torch_import import torch
 
-__all__ = ["running_statistics", "tensor_of"]
+__all__ = ["array_of", "running_statistics", "tensor_of"]
 
 _STATISTICS = slice(3, 5)
 """Inputs of BatchNormalization that follow the data."""
@@ -40,6 +40,12 @@ def tensor_of(array: npt.NDArray[Any], where: str) -> Any:
     elif array.dtype.name not in _KNOWN:
         raise ModelError(f"{where} is of type {array.dtype.name}, which is not covered in torch")
     return torch.from_numpy(np.array(array))
+
+
+def array_of(tensor: Any) -> npt.NDArray[Any]:
+    """Return a tensor's numbers; those of bfloat16, which numpy has not, as float32."""
+    found = tensor.detach().cpu()
+    return np.asarray((found.float() if found.dtype == torch.bfloat16 else found).numpy())
 
 
 def running_statistics(program: Program) -> set[str]:

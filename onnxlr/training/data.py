@@ -14,7 +14,7 @@ import numpy.typing as npt
 from onnxlr.calibration import DataSource, InputSpec, label_of, load_feeds
 from onnxlr.errors import DataError
 
-__all__ = ["TrainingData", "read_training_data"]
+__all__ = ["Arrays", "TrainingData", "read_training_data", "samples_of"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -87,7 +87,7 @@ class TrainingData:
             return replace(self, pieces=tuple(joined))
         (piece,) = self.pieces
         more = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-        count = _samples(piece)
+        count = samples_of(piece)
         if any(len(array) != count for array in more.values()):
             raise ValueError("an array has another number of samples than the inputs")
         return replace(self, pieces=({**piece, **more},))
@@ -121,7 +121,7 @@ def read_training_data(
     specs
         The model's inputs.
     batch
-        Most samples of a batch.
+        Most samples of a batch. Where the model asks for a fixed number of them, batches have that.
     holdout
         Fraction of the samples (of the batches, where their shapes differ) to judge by, above 0 and
         below 1; or data of its own.
@@ -139,7 +139,10 @@ def read_training_data(
     if batch < 1:
         raise DataError(f"a batch of {batch} samples was asked for, expected 1 or more")
     runs = _runs(source, specs, batch, beside)
-    piece = _pooled(runs)
+    firsts = _fixed_sizes(specs)
+    piece = _pooled(runs) if len(firsts) < 2 else None
+    fixed = next(iter(firsts)) if piece is not None else None
+    batch = fixed or batch
     generator = np.random.default_rng(seed)
     if not isinstance(holdout, int | float):
         held = _runs(holdout, specs, batch, beside)
@@ -149,14 +152,14 @@ def read_training_data(
             "data: without inputs that were not trained on nobody knows when to stop"
         )
     elif piece is not None:
-        piece, apart = _divided(piece, holdout, generator, label_of(source))
+        piece, apart = _divided(piece, holdout, generator, label_of(source), fixed or 1)
         held = list(_cut(apart, batch))
     else:
         chosen = _chosen(len(runs), holdout, generator, label_of(source), "batches")
         held = [run for run, is_held in zip(runs, chosen, strict=True) if is_held]
         runs = [run for run, is_held in zip(runs, chosen, strict=True) if not is_held]
-    counts = [len(piece[next(iter(piece))])] if piece is not None else map(_samples, runs)
-    words = f"{sum(counts)} samples, {sum(map(_samples, held))} held out"
+    counts = [len(piece[next(iter(piece))])] if piece is not None else map(samples_of, runs)
+    words = f"{sum(counts)} samples, {sum(map(samples_of, held))} held out"
     pieces = (piece,) if piece is not None else tuple(runs)
     return TrainingData(
         pieces, batch if piece is not None else None, tuple(held), f"{label_of(source)}: {words}"
@@ -192,11 +195,17 @@ def _pooled(runs: Sequence[Arrays]) -> Arrays | None:
     return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
 
 
+def _fixed_sizes(specs: Sequence[InputSpec]) -> set[int | None]:
+    """Return how many samples the inputs ask for at once, None where that is open."""
+    firsts = [None if spec.dims is None else next(iter(spec.dims), None) for spec in specs]
+    return {first if isinstance(first, int) and first > 0 else None for first in firsts}
+
+
 def _divided(
-    piece: Arrays, fraction: float, generator: np.random.Generator, label: str
+    piece: Arrays, fraction: float, generator: np.random.Generator, label: str, unit: int
 ) -> tuple[Arrays, Arrays]:
-    count = len(next(iter(piece.values())))
-    held = np.array(_chosen(count, fraction, generator, label, "samples"))
+    what = "samples" if unit == 1 else f"batches of {unit} samples"
+    held = np.array(_chosen(samples_of(piece), fraction, generator, label, what, unit))
     return (
         {name: array[~held] for name, array in piece.items()},
         {name: array[held] for name, array in piece.items()},
@@ -204,14 +213,21 @@ def _divided(
 
 
 def _chosen(
-    count: int, fraction: float, generator: np.random.Generator, label: str, what: str
+    count: int,
+    fraction: float,
+    generator: np.random.Generator,
+    label: str,
+    what: str,
+    unit: int = 1,
 ) -> list[bool]:
-    if count < 2:
+    """Return what is held out, a multiple of so many."""
+    units = count // unit
+    if units < 2:
         raise DataError(
-            f"{label}: the number of {what} is {count}, expected some to train on and others to "
+            f"{label}: the number of {what} is {units}, expected some to train on and others to "
             "judge by (--holdout takes data of its own)"
         )
-    taken = min(max(round(fraction * count), 1), count - 1)
+    taken = min(max(round(fraction * units), 1), units - 1) * unit
     order = set(generator.permutation(count)[:taken].tolist())
     return [place in order for place in range(count)]
 
@@ -222,5 +238,6 @@ def _cut(piece: Arrays, batch: int) -> Iterator[Arrays]:
         yield {name: array[start : start + batch] for name, array in piece.items()}
 
 
-def _samples(run: Arrays) -> int:
+def samples_of(run: Arrays) -> int:
+    """Return how many samples a batch has: the longest first dimension."""
     return max((len(array) for array in run.values() if array.ndim), default=1)

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from onnxlr.calibration.data import load_function
 from onnxlr.errors import TrainingError
-from onnxlr.training.data import Arrays
-from onnxlr.training.losses import Loss, checked, load_loss
+from onnxlr.training.constants import tensor_of
+from onnxlr.training.data import Arrays, samples_of
+from onnxlr.training.losses import Loss, LossSource, name_of
 from onnxlr.training.torch_import import torch
 from onnxlr.training.trainable import TrainableModel
 
-__all__ = ["LossSource", "Score", "as_loss", "as_score", "mean_over", "tensors_of"]
+__all__ = ["Score", "as_score", "mean_of", "mean_over", "tensors_of"]
 
 Tensor = Any
 Score = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Any]
 """Takes outputs by name, and the batch; returns a number, larger is better."""
-
-LossSource = str | Callable[..., Any]
-"""`module:function`, or the function itself."""
-
-
-def as_loss(source: LossSource) -> Loss:
-    """Return a loss whose result is checked.
-
-    Raises
-    ------
-    DataError
-        If `module:function` cannot be imported, or is no function.
-    """
-    if isinstance(source, str):
-        return load_loss(source)
-    function, name = source, getattr(source, "__name__", "the loss")
-    return lambda outputs, batch: checked(function(outputs, batch), name)
 
 
 def as_score(source: LossSource) -> Score:
@@ -46,7 +31,7 @@ def as_score(source: LossSource) -> Score:
     DataError
         If `module:function` cannot be imported, or is no function.
     """
-    name = source if isinstance(source, str) else getattr(source, "__name__", "the score")
+    name = name_of(source)
     function = load_function(source) if isinstance(source, str) else source
 
     def score(outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> float:
@@ -64,34 +49,46 @@ def as_score(source: LossSource) -> Score:
 
 def tensors_of(batch: Arrays, device: Any) -> dict[str, Tensor]:
     """Return a batch's arrays as tensors on a device; texts and the like stay out."""
-    return {
-        name: torch.from_numpy(np.array(array)).to(device)
-        for name, array in batch.items()
-        if array.dtype.kind in "biuf"
-    }
+    found = {}
+    for name, array in batch.items():
+        if array.dtype.kind in "biuf" or array.dtype == ml_dtypes.bfloat16:
+            found[name] = tensor_of(array, f"'{name}' of the data").to(device)
+    return found
+
+
+def mean_of(
+    found: Iterable[tuple[Arrays, Mapping[str, Tensor]]], function: Score | Loss, device: Any
+) -> float:
+    """Return the mean of a function of outputs and batch, each batch weighted by its samples.
+
+    Parameters
+    ----------
+    found
+        Batches, each with the outputs of a model as tensors by name.
+    """
+    total, count = 0.0, 0
+    for batch, outputs in found:
+        samples = samples_of(batch)
+        total += samples * float(function(outputs, tensors_of(batch, device)))
+        count += samples
+    return total / count
 
 
 def mean_over(
     model: TrainableModel, held: Sequence[Arrays], function: Score | Loss, device: Any
 ) -> float:
-    """Return the mean of a function of outputs and batch, each batch weighted by its samples.
+    """Return the mean of a function of a model's outputs and batch, see `mean_of`.
 
     Parameters
     ----------
     model
         Run in `eval()` mode, without gradients.
     """
-    was_training, total, count = model.training, 0.0, 0
+    was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            for batch in held:
-                tensors = tensors_of(batch, device)
-                outputs = model(tensors)
-                own = {name: outputs[name] for name in model.outputs}
-                samples = max((len(array) for array in batch.values() if array.ndim), default=1)
-                total += samples * float(function(own, tensors))
-                count += samples
+            found = ((batch, model(tensors_of(batch, device))) for batch in held)
+            return mean_of(found, function, device)
     finally:
         model.train(was_training)
-    return total / count

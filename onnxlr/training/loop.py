@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from math import cos, isfinite, pi
-from typing import Any, Protocol
+from math import cos, floor, isfinite, pi
+from typing import Any
 
 import numpy as np
 
 from onnxlr.errors import TrainingError
 from onnxlr.progress import Progress, silent
-from onnxlr.training.checkpoint import Checkpoint, forget, read_checkpoint, write_checkpoint
+from onnxlr.training.checkpoint import (
+    Checkpoint,
+    random_state,
+    read_checkpoint,
+    restore_random_state,
+    write_checkpoint,
+)
 from onnxlr.training.data import Arrays, TrainingData
 from onnxlr.training.schedule import Course, Outcome, Schedule
 from onnxlr.training.torch_import import torch
+from onnxlr.training.trainee import Trainee
 
-__all__ = ["Checkpoint", "Course", "Outcome", "Schedule", "Trainee", "forget", "train"]
-
-Tensor = Any
+__all__ = ["Checkpoint", "Course", "Outcome", "Schedule", "Trainee", "train"]
 
 _WARM_UP = 20
 """Steps in which the learning rate rises."""
@@ -27,27 +32,8 @@ _WARM_UP = 20
 _BLOWN_UP = 5
 """Steps without a finite loss or gradient, one after the other, that end training."""
 
-
-class Trainee(Protocol):
-    """What is trained."""
-
-    def groups(self) -> Sequence[Mapping[str, Any]]:
-        """Return parameters for the optimizer; `scale` of a group multiplies the learning rate."""
-
-    def loss(self, batch: Arrays) -> Tensor:
-        """Return what a step makes smaller, one number."""
-
-    def judge(self, held: Sequence[Arrays]) -> float:
-        """Return how bad it is on held-out batches; less is better."""
-
-    def after_step(self) -> None:
-        """Do what has to be done after each step of the optimizer."""
-
-    def state(self) -> dict[str, Any]:
-        """Return all that is trained, tensors and plain values by name."""
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to a state."""
+_SLACK = 1e-9
+"""Of parts of a run, which are quotients."""
 
 
 @dataclass
@@ -96,10 +82,14 @@ def train(
     Raises
     ------
     TrainingError
-        If the loss or its gradient is NaN or infinite several times in a row, or the checkpoint
-        cannot be read or is of another run. The trainee is then in its best state.
+        If held-out data is judged by NaN or infinity before training; if the loss does not depend
+        on what is trained, or it or its gradient is NaN or infinite several times in a row; if the
+        checkpoint cannot be read or is of another run. The trainee is then in its best state.
     """
-    return _Loop(trainee, data, schedule, checkpoint, progress, tell).run()
+    accelerators = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(accelerators):
+        torch.manual_seed(schedule.seed)
+        return _Loop(trainee, data, schedule, checkpoint, progress, tell).run()
 
 
 class _Loop:
@@ -158,11 +148,14 @@ class _Loop:
     @property
     def _done(self) -> float:
         """The part of the run that is over, by steps or time, whichever is nearer to its end."""
+        return self._part(self.going.step, self._seconds)
+
+    def _part(self, step: int, seconds: float) -> float:
         parts = [0.0]
         if self.schedule.most is not None:
-            parts.append(self.going.step / self.schedule.most)
+            parts.append(step / self.schedule.most)
         if self.schedule.minutes is not None:
-            parts.append(self._seconds / (60 * self.schedule.minutes))
+            parts.append(seconds / (60 * self.schedule.minutes))
         return min(max(parts), 1.0)
 
     def _reason(self) -> str | None:
@@ -178,8 +171,15 @@ class _Loop:
         return None
 
     def _is_due(self) -> bool:
-        judged = len(self.going.course) - 1
-        return self._done * self.schedule.judgements >= judged + 1
+        """Whether another of the parts of the run is over since it was judged.
+
+        A checkpoint may be gone on from with another number of steps, and judging may take longer
+        than a part: what was judged before is counted by where it would be in this run.
+        """
+        last = self.going.course[-1]
+        parts = self.schedule.judgements
+        since = self._part(last.step, last.seconds) * parts
+        return floor(self._done * parts + _SLACK) > floor(since + _SLACK)
 
     def _step(self, batch: Arrays) -> None:
         going = self.going
@@ -189,6 +189,11 @@ class _Loop:
             group["lr"] = rate * scale
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.trainee.loss(batch)
+        if not loss.requires_grad:
+            raise TrainingError(
+                "the loss does not depend on what is trained, or on outputs without their "
+                "gradients (detach, numpy)"
+            )
         loss.backward()
         owned = [value for group in self.optimizer.param_groups for value in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(owned, self.schedule.clip)
@@ -228,6 +233,11 @@ class _Loop:
     def _judge(self) -> None:
         going = self.going
         judged = self.trainee.judge(self.data.held)
+        if not going.course and not isfinite(judged):
+            raise TrainingError(
+                f"held-out data is judged by {judged:g} before anything is trained, expected a "
+                "finite number: the loss or the model gives NaN or infinity there"
+            )
         mean = float(np.mean(going.losses)) if going.losses else float("nan")
         course = Course(going.step, self._seconds, mean, judged)
         going.course.append(course)
@@ -249,6 +259,8 @@ class _Loop:
             "best_state": going.best_state,
             "state": self.trainee.state(),
             "optimizer": self.optimizer.state_dict(),
+            "blown_up": going.blown_up,
+            "random": random_state(),
         }
         write_checkpoint(self.checkpoint, content)
 
@@ -263,6 +275,8 @@ class _Loop:
         self.going.best_state = content["best_state"]
         self.trainee.restore(content["state"])
         self.optimizer.load_state_dict(content["optimizer"])
+        self.going.blown_up = content["blown_up"]
+        restore_random_state(content["random"])
         self.since = time.perf_counter()
 
 

@@ -6,16 +6,67 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import onnx
+
 from onnxlr.calibration.data import load_function
-from onnxlr.errors import TrainingError
+from onnxlr.errors import ModelError, TrainingError
+from onnxlr.model import Model
 from onnxlr.training.torch_import import torch
 
-__all__ = ["Loss", "checked", "counted", "distillation", "load_loss", "squares"]
+__all__ = [
+    "Loss",
+    "LossSource",
+    "counted",
+    "distillation",
+    "finite",
+    "float_outputs",
+    "load_loss",
+    "name_of",
+    "squares",
+]
 
 Tensor = Any
 Loss = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """Takes outputs by name, and the batch (inputs, and what lies beside them in the data); returns a
 number."""
+
+LossSource = str | Callable[..., Any]
+"""`module:function`, or the function itself."""
+
+
+_FLOATS = {
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+}
+
+
+def float_outputs(model: Model, needed: bool) -> list[str]:
+    """Return the names of a model's outputs that are tensors of floats.
+
+    Parameters
+    ----------
+    model
+        The model to learn from.
+    needed
+        Whether nothing else is learnt from.
+
+    Raises
+    ------
+    ModelError
+        If some are needed, and there are none.
+    """
+    found = [
+        value.name
+        for value in model.proto.graph.output
+        if value.type.tensor_type.elem_type in _FLOATS
+    ]
+    if needed and not found:
+        raise ModelError(
+            f"{model.name} has no output of floats to learn from: give a loss on labels"
+        )
+    return found
 
 
 def distillation(
@@ -79,15 +130,23 @@ def counted(mask: Tensor, tensor: Tensor) -> Tensor | None:
     return (mask != 0).to(tensor.dtype).reshape(*shape, *(1,) * rest)
 
 
-def load_loss(source: str) -> Loss:
-    """Return the function that `module:function` names, found as Python finds modules.
+def load_loss(source: LossSource) -> Loss:
+    """Return a loss whose result is checked; what goes wrong inside of it names it.
+
+    It may return NaN or infinity: whoever calls it knows what that means at this point.
+
+    Parameters
+    ----------
+    source
+        A function of outputs and batch, or `module:function`, found as Python finds modules.
 
     Raises
     ------
     DataError
         If it cannot be imported, or is no function.
     """
-    function = load_function(source)
+    function = load_function(source) if isinstance(source, str) else source
+    words = name_of(source)
 
     def loss(outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         try:
@@ -98,29 +157,43 @@ def load_loss(source: str) -> Loss:
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise TrainingError(
-                f"{source}: failed with {type(error).__name__}: {reason} (it got outputs "
+                f"{words}: failed with {type(error).__name__}: {reason} (it got outputs "
                 f"{_shapes(outputs)} and the batch {_shapes(batch)})"
             ) from error
-        return checked(found, source)
+        return _one_number(found, words)
 
     return loss
 
 
-def checked(loss: Tensor, source: str) -> Tensor:
-    """Return a loss that is one finite number.
+def name_of(source: LossSource) -> str:
+    """Return what messages and checkpoints call a function of the user's own."""
+    if isinstance(source, str):
+        return source
+    own = getattr(source, "__qualname__", None)
+    return "a function" if own is None else f"{getattr(source, '__module__', '?')}:{own}"
+
+
+def finite(loss: Tensor, source: LossSource) -> Tensor:
+    """Return a loss that is finite.
 
     Raises
     ------
     TrainingError
-        If it is none, does not depend on what is trained, or is NaN or infinite.
+        If it is NaN or infinite.
     """
+    if not bool(torch.isfinite(loss.detach())):
+        raise TrainingError(
+            f"{name_of(source)}: returned {loss.item():g}, expected a finite number"
+        )
+    return loss
+
+
+def _one_number(loss: Tensor, words: str) -> Tensor:
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         what = (
             f"shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
         )
-        raise TrainingError(f"{source}: returned {what}, expected a torch tensor of one number")
-    if not bool(torch.isfinite(loss.detach())):
-        raise TrainingError(f"{source}: returned {loss.item():g}, expected a finite number")
+        raise TrainingError(f"{words}: returned {what}, expected a torch tensor of one number")
     return loss.reshape(())
 
 

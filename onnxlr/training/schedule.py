@@ -34,7 +34,7 @@ class Schedule:
     decay
         Weight decay (AdamW).
     seed
-        Of the order of samples.
+        Of the order of samples, and of what torch draws meanwhile (dropout, a loss).
     """
 
     rate: float = 1e-3

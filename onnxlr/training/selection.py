@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,16 @@ from onnxlr.errors import ModelError, PlanError, UsageError
 from onnxlr.model import Model
 from onnxlr.plan import Plan
 from onnxlr.rewriting import METADATA_KEY
+from onnxlr.training.constants import array_of
 from onnxlr.training.flow import Flow
+from onnxlr.training.rates import BY_KIND
 from onnxlr.training.roles import role_of
 from onnxlr.training.storage import StoredCodes, stored_codes
 from onnxlr.training.torch_import import torch
 from onnxlr.training.trainable import TrainableModel
 from onnxlr.training.writing import constant_tensors
 
-__all__ = ["RATES", "TRAINED", "Selection", "current_values", "selected"]
+__all__ = ["TRAINED", "Selection", "current_values", "running_values", "selected"]
 
 Tensor = Any
 
@@ -31,17 +33,6 @@ TRAINED: Mapping[str, tuple[str, ...]] = {
     "all": ("scales", "biases", "normalisations", "factors", "codes", "weights"),
 }
 """What can be asked for, and the kinds of parameters that are trained then."""
-
-RATES: Mapping[str, float] = {
-    "scales": 3.0,
-    "biases": 1.0,
-    "normalisations": 1.0,
-    "factors": 0.3,
-    "codes": 1.0,
-    "weights": 0.3,
-}
-"""What the learning rate is multiplied by for each kind. Scales are trained by the logarithm of
-what they are multiplied by, so that theirs is the relative change of a step."""
 
 _WORDS = {
     "scales": "scales",
@@ -112,7 +103,7 @@ class Selection:
     types: Mapping[str, np.dtype[Any]]
     fixed: tuple[str, ...] = ()
 
-    def groups(self, rates: Mapping[str, float] = RATES) -> list[dict[str, Any]]:
+    def groups(self, rates: Mapping[str, float] = BY_KIND) -> list[dict[str, Any]]:
         """Return parameters for the optimizer by kind; `scale` multiplies the learning rate."""
         found = []
         for kind, names in self.kinds.items():
@@ -120,6 +111,19 @@ class Selection:
             if own:
                 found.append({"params": own, "scale": rates[kind]})
         return found
+
+    def without(self, names: Collection[str]) -> Selection:
+        """Return the same but for some constants."""
+        return replace(
+            self,
+            kinds={
+                kind: tuple(name for name in own if name not in names)
+                for kind, own in self.kinds.items()
+            },
+            parameters={name: own for name, own in self.parameters.items() if name not in names},
+            types={name: dtype for name, dtype in self.types.items() if name not in names},
+            codes=tuple(module for module in self.codes if module.constant not in names),
+        )
 
     def after_step(self) -> None:
         """Take codes that have gone beyond their range back to its end."""
@@ -235,12 +239,16 @@ def current_values(model: TrainableModel, selection: Selection) -> dict[str, npt
     found: dict[str, npt.NDArray[Any]] = {}
     with torch.no_grad():
         for name, dtype in selection.types.items():
-            value = model.constant(name).detach().to("cpu")
-            wide = value.to(torch.float32) if value.dtype == torch.bfloat16 else value
             with np.errstate(over="ignore"):  # said where it is written
-                found[name] = np.asarray(wide.numpy()).astype(dtype)
+                found[name] = array_of(model.constant(name)).astype(dtype)
     found |= {module.constant: module.array() for module in selection.codes}
     return found
+
+
+def running_values(model: TrainableModel, opened: Model) -> dict[str, npt.NDArray[Any]]:
+    """Return running means and variances as they are now, by the names of a file's constants."""
+    places = constant_tensors(opened)
+    return {name: array_of(value) for name, value in model.running.items() if name in places}
 
 
 def _role(flow: Flow, name: str, scales: Mapping[str, Any], is_new: bool) -> str | None:

@@ -81,6 +81,15 @@ class TrainableModel(torch.nn.Module):
         """The main graph's initializers and the values of its Constant nodes, as they came."""
         return self._program.constants
 
+    @property
+    def running(self) -> dict[str, Tensor]:
+        """Running means and variances by name, which the data moves in `train()` mode."""
+        return {
+            name: value
+            for name, value in self._buffers.items()
+            if value is not None and value.is_floating_point()
+        }
+
     def constant(self, name: str) -> Tensor:
         """Return the tensor of a constant, as it is now.
 

@@ -26,6 +26,17 @@ def score(outputs, batch):
     return (outputs["logits"].argmax(1) == batch["label"]).float().mean()
 
 
+steps = 0
+
+
+def interrupted(outputs, batch):
+    global steps
+    steps += torch.is_grad_enabled()
+    if steps == 7:
+        raise KeyboardInterrupt
+    return loss(outputs, batch)
+
+
 def broken(outputs, batch):
     return torch.nn.functional.cross_entropy(outputs["logits"], batch["label"][:, None])
 """
@@ -106,6 +117,22 @@ class TestTraining:
         assert message in " ".join(ended.err.split())
         after = sorted(path.name for path in task.iterdir() if path.suffix != "")
         assert [name for name in after if "pycache" not in name] == before
+
+    def test_interrupted_it_names_what_is_left(self, run: Run, task: Path) -> None:
+        ended = run(*USUAL[:-1], "svd_task:interrupted", "--steps", 10)
+        assert ended.code == 130
+        said = " ".join(ended.err.split())
+        assert "checkpoint.1, model.onnxlr.onnx.checkpoint.2 hold what was reached" in said
+        assert "the same command goes on from it" in said
+        assert {path.name for path in task.glob("*.checkpoint*")} == {
+            "model.onnxlr.onnx.checkpoint.1",
+            "model.onnxlr.onnx.checkpoint.2",
+        }
+
+    @pytest.mark.usefixtures("task")
+    def test_patience_of_0_never_ends_it(self, run: Run) -> None:
+        ended = run(*USUAL, "--steps", 4, "--patience", 0)
+        assert ended.code == 0, ended.err
 
     def test_labels_of_the_wrong_shape(self, run: Run, task: Path) -> None:
         data = images(40)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import helper, numpy_helper
 
-__all__ = ["CLASSES", "SIZE", "images", "small_cnn", "softmax_loss"]
+__all__ = ["CLASSES", "SIZE", "images", "ort_run", "small_cnn", "softmax_loss"]
 
 Array = np.ndarray[Any, Any]
 
@@ -85,3 +87,10 @@ def softmax_loss(outputs: Any, batch: Any) -> Any:
     import torch
 
     return torch.nn.functional.cross_entropy(outputs["logits"], batch["label"])
+
+
+def ort_run(model: Path | onnx.ModelProto, feeds: dict[str, Array]) -> Array:
+    content = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+    found = session.run(None, {"image": feeds["image"]})[0]
+    return np.asarray(found)

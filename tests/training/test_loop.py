@@ -1,4 +1,4 @@
-"""Steps, judgements, when training ends, and going on from a checkpoint."""
+"""Steps, judgements, and when training ends."""
 
 from __future__ import annotations
 
@@ -12,56 +12,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs the extra onnxlr[train]")
 
-from onnxlr.errors import OutputError, TrainingError  # noqa: E402
+from onnxlr.errors import TrainingError  # noqa: E402
 from onnxlr.training import loop  # noqa: E402
-from onnxlr.training.data import TrainingData  # noqa: E402
 from onnxlr.training.loop import Checkpoint, Schedule, train  # noqa: E402
-
-
-class Line:
-    """Fits `y = a x + b`; what it is asked in `judgements`, if given, is what it says instead."""
-
-    def __init__(self, judgements: Sequence[float] = ()) -> None:
-        self.values = torch.nn.Parameter(torch.zeros(2))
-        self.judgements = list(judgements)
-        self.judged = 0
-        self.steps = 0
-        self.seen: list[list[float]] = []
-
-    def groups(self) -> Sequence[Mapping[str, Any]]:
-        return [{"params": [self.values]}]
-
-    def loss(self, batch: Mapping[str, np.ndarray]) -> Any:
-        self.seen.append(batch["x"].tolist())
-        x, y = (torch.from_numpy(batch[name]) for name in ("x", "y"))
-        return (self.values[0] * x + self.values[1] - y).square().mean()
-
-    def judge(self, held: Sequence[Mapping[str, np.ndarray]]) -> float:
-        if self.judgements:
-            self.judged += 1
-            return self.judgements[min(self.judged, len(self.judgements)) - 1]
-        with torch.no_grad():
-            return float(torch.stack([self.loss(batch) for batch in held]).mean())
-
-    def after_step(self) -> None:
-        self.steps += 1
-
-    def state(self) -> dict[str, Any]:
-        return {"values": self.values.detach()}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        with torch.no_grad():
-            self.values.copy_(state["values"])
-
-
-def line_data(count: int = 40, batch: int = 8) -> TrainingData:
-    x = np.linspace(-1, 1, count).astype(np.float32)
-    piece = {"x": x, "y": 2 * x - 1}
-    return TrainingData((piece,), batch, (piece,), "a line")
-
-
-def numbers(state: Line) -> list[float]:
-    return [float(value) for value in state.values.detach()]
+from tests.training.line import Line, line_data, numbers  # noqa: E402
 
 
 def test_least_squares_are_found() -> None:
@@ -120,99 +74,6 @@ def test_batches_of_an_epoch_are_each_sample_once() -> None:
     for epoch in (trainee.seen[:5], trainee.seen[5:10]):
         assert sorted(x for batch in epoch for x in batch) == line_data().pieces[0]["x"].tolist()
     assert trainee.seen[:5] != trainee.seen[5:10]
-
-
-class Interrupting(Line):
-    """Is interrupted at a step, the first time it gets there."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.at = at
-
-    def after_step(self) -> None:
-        super().after_step()
-        if self.steps == self.at:
-            raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("at", [11, 37, 50, 59])
-def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path: Path, at: int) -> None:
-    schedule = Schedule(rate=0.05, steps=60, patience=None, seed=3)
-    whole = Line()
-    expected = train(whole, line_data(), schedule)
-    checkpoint = Checkpoint(tmp_path / "c", {"model": "m"})
-    first = Interrupting(at)
-    with pytest.raises(KeyboardInterrupt):
-        train(first, line_data(), schedule, checkpoint)
-    assert checkpoint.path.exists()
-    second = Line()
-    outcome = train(second, line_data(), schedule, checkpoint)
-    assert outcome.resumed == (at - 1) // 6 * 6
-    assert numbers(second) == numbers(whole)
-    assert [(one.step, one.judged) for one in outcome.course] == [
-        (one.step, one.judged) for one in expected.course
-    ]
-
-
-def test_what_was_best_before_an_interruption_stays_so(tmp_path: Path) -> None:
-    schedule = Schedule(rate=0.05, steps=50, patience=None)
-    checkpoint = Checkpoint(tmp_path / "c", {})
-
-    class Cut(Line):
-        def after_step(self) -> None:
-            super().after_step()
-            if self.steps == 18:
-                raise RuntimeError("lost")
-
-    first = Cut([5.0, 1.0, 2.0, 2.0])
-    with pytest.raises(RuntimeError, match="lost"):
-        train(first, line_data(), schedule, checkpoint)
-    best = numbers(first)  # restored on the way out
-    second = Line([2.0])
-    outcome = train(second, line_data(), schedule, checkpoint)
-    assert outcome.best.step == 5
-    assert numbers(second) == best
-
-
-def test_a_finished_run_is_not_trained_on(tmp_path: Path) -> None:
-    schedule = Schedule(rate=0.05, steps=20, patience=None)
-    checkpoint = Checkpoint(tmp_path / "c", {})
-    first, second = Line(), Line()
-    train(first, line_data(), schedule, checkpoint)
-    outcome = train(second, line_data(), schedule, checkpoint)
-    assert second.steps == 0
-    assert outcome.resumed == 20
-    assert numbers(first) == numbers(second)
-
-
-def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
-    schedule = Schedule(rate=0.05, steps=20, patience=None)
-    path = tmp_path / "c"
-    train(Line(), line_data(), schedule, Checkpoint(path, {"data": "a"}))
-    content = path.read_bytes()
-    with pytest.raises(TrainingError, match=r"another run \(data was a, now b\).*remove it"):
-        train(Line(), line_data(), schedule, Checkpoint(path, {"data": "b"}))
-    assert path.read_bytes() == content
-
-
-@pytest.mark.parametrize("damage", ["cut", "text", "empty", "other", "bare"])
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
-    schedule = Schedule(rate=0.05, steps=20, patience=None)
-    path = tmp_path / "c"
-    train(Line(), line_data(), schedule, Checkpoint(path, {}))
-    content = path.read_bytes()
-    path.write_bytes({"cut": content[:-200], "text": b"hello", "empty": b""}.get(damage, b""))
-    if damage in ("other", "bare"):
-        torch.save([1, 2] if damage == "other" else {"meaning": {}}, path)
-    trainee = Line()
-    with pytest.raises(TrainingError, match="is no checkpoint of onnxlr, or damaged: remove it"):
-        train(trainee, line_data(), schedule, Checkpoint(path, {}))
-    assert trainee.steps == 0
-
-
-def test_a_checkpoint_that_is_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises((OutputError, TrainingError)):
-        train(Line(), line_data(), Schedule(steps=5), Checkpoint(tmp_path, {}))
 
 
 class Breaking(Line):
@@ -291,3 +152,49 @@ def test_the_rate_rises_and_falls_and_groups_scale_it() -> None:
 def test_what_is_no_schedule_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(TrainingError, match=next(iter(wrong))):
         Schedule(**wrong)
+
+
+def test_judging_that_takes_longer_than_its_part_does_not_take_all_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step takes a second, judging nine, and a tenth of the minute is six."""
+
+    class Slow(Line):
+        clock = 0.0
+
+        def loss(self, batch: Mapping[str, np.ndarray]) -> Any:
+            self.clock += 1
+            return super().loss(batch)
+
+        def judge(self, held: Sequence[Mapping[str, np.ndarray]]) -> float:  # noqa: ARG002
+            self.clock += 9
+            return 1.0
+
+    trainee = Slow()
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: trainee.clock)
+    train(trainee, line_data(), Schedule(rate=0.05, minutes=1.0, patience=None))
+    assert trainee.steps >= 12  # a judgement behind each step would leave five
+
+
+def test_a_loss_that_depends_on_nothing_trained_is_named() -> None:
+    class Detached(Line):
+        def loss(self, batch: Mapping[str, np.ndarray]) -> Any:
+            return super().loss(batch).detach()
+
+    with pytest.raises(TrainingError, match="loss does not depend on what is trained"):
+        train(Detached(), line_data(), Schedule(steps=5))
+
+
+@pytest.mark.parametrize("judged", [math.nan, math.inf])
+def test_a_start_that_cannot_be_judged_is_refused(judged: float) -> None:
+    trainee = Line([judged])
+    with pytest.raises(TrainingError, match=f"judged by {judged:g} before anything is trained"):
+        train(trainee, line_data(), Schedule(steps=5))
+    assert trainee.steps == 0
+
+
+def test_a_later_judgement_that_is_infinite_is_only_a_bad_one() -> None:
+    outcome = train(
+        Line([5.0, math.inf, 2.0, math.inf]), line_data(), Schedule(steps=40, patience=None)
+    )
+    assert outcome.best.judged == 2.0

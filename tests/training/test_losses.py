@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="training needs the extra onnxlr[train]")
 
 from onnxlr.errors import DataError, TrainingError  # noqa: E402
-from onnxlr.training.losses import counted, distillation, load_loss, squares  # noqa: E402
+from onnxlr.training.losses import counted, distillation, finite, load_loss, squares  # noqa: E402
 
 
 def drawn(seed: int, *shape: int) -> np.ndarray:
@@ -105,8 +105,6 @@ def cross_entropy_of(labels: Any) -> Any:
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (lambda y, _: y.sum() * float("nan"), "returned nan, expected a finite"),
-        (lambda y, _: y.sum() / 0, "returned inf"),
         (lambda y, _: y, r"returned shape \[3, 2\], expected .* one number"),
         (lambda *_: 0.5, "returned float"),
         (lambda *_: {}["z"], r"failed with KeyError: 'z' .*'y' \[3, 2\].*'label' \[3\]"),
@@ -120,6 +118,24 @@ def cross_entropy_of(labels: Any) -> Any:
 def test_what_is_no_loss_is_refused(module: ModuleType, function: Any, words: str) -> None:
     with pytest.raises(TrainingError, match=f"users_losses:loss: {words}"):
         use(module, lambda out, batch: function(out["y"], batch["label"]))
+
+
+def test_a_function_is_refused_like_its_name() -> None:
+    def wrong(outputs: Any, batch: Any) -> Any:
+        return torch.nn.functional.mse_loss(outputs["y"], batch["label"][:, None].float())
+
+    with pytest.raises(TrainingError, match=r"wrong: failed with UserWarning: Using a target"):
+        load_loss(wrong)(OUTPUTS, BATCH)
+    with pytest.raises(TrainingError, match=r"<lambda>: returned float, expected a torch tensor"):
+        load_loss(lambda *_: 0.5)(OUTPUTS, BATCH)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused_where_it_must_be(number: float) -> None:
+    found = load_loss(lambda out, _: out["y"].sum() * number)(OUTPUTS, BATCH)
+    with pytest.raises(TrainingError, match=f"m:f: returned {number:g}, expected a finite number"):
+        finite(found, "m:f")
+    assert finite(OUTPUTS["y"].sum(), "m:f").item() == 15
 
 
 @pytest.mark.parametrize("source", ["nowhere:loss", "users_losses:none", "users_losses", "a b:c"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,3 +127,32 @@ def test_one_number_for_all_samples_is_no_label() -> None:
 def test_batches_without_samples_are_refused(batch: int) -> None:
     with pytest.raises(DataError, match=f"a batch of {batch} samples"):
         read_training_data({"x": numbered(6)}, SPECS, batch, 0.5)
+
+
+def fixed(name: str, *dims: Any) -> InputSpec:
+    return InputSpec(name, TensorProto.FLOAT, dims)
+
+
+def test_batches_have_the_size_that_the_model_asks_for() -> None:
+    x = numbered(24)
+    data = read_training_data({"x": x, "label": np.arange(24)}, [fixed("x", 4, 3)], 16, 0.3)
+    assert data.batch == 4
+    assert [len(batch["x"]) for batch in data.held] == [4, 4]
+    trained = list(data.epoch(np.random.default_rng(0)))
+    assert [len(batch["x"]) for batch in trained] == [4] * 4
+    labels = np.concatenate([batch["label"] for batch in (*trained, *data.held)])
+    assert sorted(labels.tolist()) == list(range(24))
+    assert all(np.array_equal(x[batch["label"]], batch["x"]) for batch in trained)
+
+
+def test_one_batch_of_the_size_that_the_model_asks_for_cannot_be_divided() -> None:
+    with pytest.raises(DataError, match="number of batches of 4 samples is 1, expected some to"):
+        read_training_data({"x": numbered(4)}, [fixed("x", 4, 3)], 16, 0.3)
+
+
+def test_inputs_that_ask_for_different_numbers_are_not_cut() -> None:
+    specs = [fixed("x", 4, 3), fixed("z", "n", 3)]
+    runs = [{"x": numbered(4), "z": numbered(4)} for _ in range(5)]
+    data = read_training_data(runs, specs, 2, 0.2)
+    assert data.batch is None
+    assert {len(batch["x"]) for batch in (*data.pieces, *data.held)} == {4}

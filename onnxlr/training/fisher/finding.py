@@ -20,6 +20,7 @@ from onnxlr.methods.weighted import fisher_variance
 from onnxlr.model import Model
 from onnxlr.planning import Selection
 from onnxlr.progress import Progress, silent
+from onnxlr.training.device import usable_device
 from onnxlr.training.fisher.factors import Factors
 from onnxlr.training.fisher.losses import DISTILL, Direction, Objective, objective
 from onnxlr.training.fisher.result import FisherInformation, LayerFisher
@@ -101,30 +102,18 @@ def find_fisher(
     if not choice.subjects:
         raise UsageError(f"{model.name}: has no weight to find Fisher information of")
     aim = objective(asked.loss, asked.draws, asked.seed)
-    trainable = _on_device(TrainableModel(model), asked.device)
+    device = usable_device(asked.device)
+    trainable = TrainableModel(model).to(device)
     samples = read_samples(calibration, signature(model), asked.samples)
     work = _Work(trainable, choice, aim, asked)
-    with torch.random.fork_rng(_accelerators(asked.device)):
+    accelerators = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(accelerators):
         torch.manual_seed(asked.seed)
         for number, run in enumerate(samples.runs):
             progress("squaring gradients", number, len(samples.runs))
             work.add(run, f"{model.name}: sample {number + 1} of {samples.description}")
     progress("squaring gradients", len(samples.runs), len(samples.runs))
     return work.found(samples)
-
-
-def _on_device(trainable: TrainableModel, device: str) -> TrainableModel:
-    try:
-        return trainable.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device '{device}' cannot be used: {reason}") from error
-
-
-def _accelerators(device: str) -> list[Any]:
-    """Return the devices other than the CPU whose random numbers a loss may draw."""
-    found = torch.device(device)
-    return [] if found.type == "cpu" else [found]
 
 
 class _Work:

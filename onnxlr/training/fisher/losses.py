@@ -8,7 +8,7 @@ from math import sqrt
 from typing import Any, Protocol
 
 from onnxlr.errors import DataError, TrainingError, UsageError
-from onnxlr.training.losses import Loss, load_loss
+from onnxlr.training.losses import Loss, finite, load_loss
 from onnxlr.training.torch_import import torch
 
 __all__ = ["DISTILL", "Direction", "Empirical", "Noise", "Objective", "objective"]
@@ -125,9 +125,9 @@ class Empirical:
         batch: Mapping[str, Tensor],
         mask: Tensor | None,  # noqa: ARG002
     ) -> Iterator[Direction]:
-        """Yield the loss of the sample; raises TrainingError as `load_loss` does."""
+        """Yield the loss of the sample; raises TrainingError if it fails or is not finite."""
         for _ in range(self.draws):
-            found = self._loss(outputs, batch)
+            found = finite(self._loss(outputs, batch), self._source)
             if not found.requires_grad:
                 raise TrainingError(
                     f"{self._source}: returned a number that does not depend on the outputs, or "

@@ -87,8 +87,9 @@ def batch_normalization(
             for old, new in ((mean, middle), (variance, spread))
         ]
         if run.training:
-            mean.copy_(moved[0])
-            variance.copy_(moved[1])
+            for old, new in ((mean, moved[0]), (variance, moved[1])):
+                # a step that is left out must leave no NaN behind
+                old.copy_(torch.where(torch.isfinite(new), new, old))
     return (result, *moved)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,15 +13,15 @@ from onnxlr.model.saving import write_model
 from onnxlr.progress import Progress, silent
 from onnxlr.training.data import TrainingData, read_training_data
 from onnxlr.training.device import usable_device
-from onnxlr.training.judging import LossSource, as_loss, as_score
-from onnxlr.training.loop import Checkpoint, Schedule, forget
+from onnxlr.training.judging import as_score
+from onnxlr.training.loop import Checkpoint, Schedule
+from onnxlr.training.losses import LossSource, load_loss, name_of
 from onnxlr.training.svd.request import SvdRequest
 from onnxlr.training.svd.result import SvdStage, SvdTrained
 from onnxlr.training.svd.trainee import Goal
 from onnxlr.training.svd.training import SvdTraining
-from onnxlr.training.torch_import import torch
 
-__all__ = ["SvdWish", "forget_stages", "train_factors", "write_dense"]
+__all__ = ["SvdWish", "train_factors", "write_dense"]
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class SvdWish:
             "stage": stage,
             "model": source.sha256,
             "data": data.sha256,
-            "loss": _name(self.loss),
-            "score": "none" if self.score is None else _name(self.score),
+            "loss": name_of(self.loss),
+            "score": "none" if self.score is None else name_of(self.score),
             "layers": " ".join(request.selection.layers),
             "skip": " ".join(request.selection.skip),
             "form": request.form,
@@ -106,15 +106,11 @@ class SvdWish:
         return found
 
 
-def _name(source: LossSource) -> str:
-    return source if isinstance(source, str) else getattr(source, "__qualname__", "a function")
-
-
 def train_factors(
     source: Model,
     data: DataSource,
     wish: SvdWish,
-    checkpoints: tuple[Path, Path] | None = None,
+    checkpoints: Sequence[Path] | None = None,
     progress: Progress = silent,
 ) -> tuple[SvdTraining, SvdTrained, TrainingData]:
     """Train a model's factors.
@@ -141,10 +137,9 @@ def train_factors(
     TrainingError
         If the loss fails or is no finite number, or a checkpoint is of another run.
     """
-    usable_device(wish.device)
-    goal = Goal(as_loss(wish.loss), None if wish.score is None else as_score(wish.score))
-    torch.manual_seed(wish.schedule.seed)
-    training = SvdTraining(source, wish.request, goal, wish.device)
+    device = usable_device(wish.device)
+    goal = Goal(load_loss(wish.loss), None if wish.score is None else as_score(wish.score))
+    training = SvdTraining(source, wish.request, goal, device)
     samples = read_training_data(
         data, signature(source), wish.batch, wish.holdout, wish.schedule.seed
     )
@@ -195,10 +190,3 @@ def write_dense(training: SvdTraining, model: Model, file: Path) -> None:
     """
     training.write(model)
     write_model(model, file.parent, file.name)
-
-
-def forget_stages(checkpoints: tuple[Path, Path]) -> None:
-    """Remove the checkpoints of a run that is saved."""
-    empty: Mapping[str, str] = {}
-    for path in checkpoints:
-        forget(Checkpoint(path, empty))

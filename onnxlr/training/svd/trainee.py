@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from math import inf, isfinite, sqrt
 from typing import Any
 
-from onnxlr.errors import TrainingError, UsageError
+from onnxlr.errors import UsageError
+from onnxlr.training.checkpoint import put_back
 from onnxlr.training.data import Arrays
 from onnxlr.training.judging import Score, mean_over, tensors_of
 from onnxlr.training.losses import Loss
-from onnxlr.training.selection import RATES, Selection
+from onnxlr.training.rates import BESIDE
+from onnxlr.training.selection import Selection
 from onnxlr.training.svd.factored import SPARSITIES, FactoredWeight
 from onnxlr.training.torch_import import torch
 from onnxlr.training.trainable import TrainableModel
@@ -19,9 +21,6 @@ from onnxlr.training.trainable import TrainableModel
 __all__ = ["Goal", "Penalties", "SvdTrainee"]
 
 Tensor = Any
-
-_RATES = {**RATES, "weights": 1.0, "factors": 1.0}
-"""Learning rates beside factors: weights are trained as fast as what others are factored into."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ class SvdTrainee:
         """
         vectors = [factor for weight in self.weights for factor in (weight.left, weight.right)]
         groups: list[dict[str, Any]] = [{"params": vectors}] if vectors else []
-        groups += self._beside.groups(_RATES)
+        groups += self._beside.groups(BESIDE)
         groups += [{"params": [one.values], "scale": _pace(one)} for one in self.weights]
         return groups
 
@@ -146,8 +145,7 @@ class SvdTrainee:
         """Return the loss of a batch with what is added to it, one number."""
         self.model.train()
         tensors = tensors_of(batch, self.device)
-        outputs = self.model(tensors)
-        found = self.goal.loss({name: outputs[name] for name in self.model.outputs}, tensors)
+        found = self.goal.loss(self.model(tensors), tensors)
         return found if self.penalties is None else found + self.penalties.of(self.weights)
 
     def judge(self, held: Sequence[Arrays]) -> float:
@@ -173,26 +171,10 @@ class SvdTrainee:
         return {name: value.detach() for name, value in self._all().items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to a state.
-
-        Raises
-        ------
-        TrainingError
-            If it is that of another model, or of other ranks.
-        """
-        own = self._all()
-        shapes = {name: tuple(value.shape) for name, value in state.items()}
-        if shapes != {name: tuple(value.shape) for name, value in own.items()}:
-            raise TrainingError("the state is of another model or of other ranks")
-        with torch.no_grad():
-            for name, value in state.items():
-                own[name].copy_(value)
+        """Go back to a state; raises TrainingError if it is of another model or other ranks."""
+        put_back(self._all(), state)
 
     def _all(self) -> dict[str, Any]:
-        running = {
-            f"running/{name}": value
-            for name, value in self.model.named_buffers(recurse=False)
-            if value.is_floating_point()
-        }
+        running = {f"running/{name}": value for name, value in self.model.running.items()}
         beside = {f"beside/{name}": value for name, value in self._beside.parameters.items()}
         return {**self._factors, **beside, **running}

@@ -9,12 +9,9 @@ holds its energy; a second stage trains what is left by the task alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from onnxlr.errors import ModelError
 from onnxlr.layers import Layer, find_layers
@@ -25,13 +22,11 @@ from onnxlr.progress import Progress, silent
 from onnxlr.training.data import TrainingData
 from onnxlr.training.loop import Checkpoint, Course, Outcome, Schedule, train
 from onnxlr.training.placement import Placement
-from onnxlr.training.selection import Selection as Trained
-from onnxlr.training.selection import current_values, selected
+from onnxlr.training.selection import current_values, running_values, selected
 from onnxlr.training.svd.factored import FactoredWeight, Factors
 from onnxlr.training.svd.ranks import LayerWork, work_of
 from onnxlr.training.svd.request import Cut, SvdLayer, SvdRequest
 from onnxlr.training.svd.trainee import Goal, Penalties, SvdTrainee
-from onnxlr.training.torch_import import torch
 from onnxlr.training.trainable import TrainableModel
 from onnxlr.training.writing import write_constants
 from onnxlr.version import VERSION
@@ -77,7 +72,7 @@ class SvdTraining:
         If the model has nodes that torch cannot run, or no layer that could be factored.
     """
 
-    def __init__(self, opened: Model, request: SvdRequest, goal: Goal, device: str = "cpu") -> None:
+    def __init__(self, opened: Model, request: SvdRequest, goal: Goal, device: Any = "cpu") -> None:
         self.opened, self.request, self.goal = opened, request, goal
         layers = find_layers(opened)
         request.selection.check(layers)
@@ -89,7 +84,7 @@ class SvdTraining:
         self._kept: dict[str, float] = {}
         self.weights: dict[str, FactoredWeight] = {}
         factored = {chosen.constant for chosen in self._chosen.values()}
-        self._beside = _without(selected(self.model, opened, "all"), factored)
+        self._beside = selected(self.model, opened, "all").without(factored)
         for name, chosen in self._chosen.items():
             like = self.model.constant(chosen.constant)
             stored = like.detach().cpu().double().numpy()
@@ -231,11 +226,7 @@ class SvdTraining:
             # in float64, so that rounding is all that adds to the rank
             stack = (kept.left * kept.values[:, None, :]) @ kept.right.swapaxes(1, 2)
             values[chosen.constant] = chosen.placement.stored(stack)
-        own = {tensor.name for tensor in model.proto.graph.initializer}
-        for name, value in self.model.named_buffers(recurse=False):
-            if value.is_floating_point() and name in own:
-                values[name] = _array(value)
-        write_constants(model, values)
+        write_constants(model, values | running_values(self.model, model))
 
     def plan(self, source_sha256: str | None, target: str = "onnx", seed: int = 0) -> Plan:
         """Return the plan that factors the trained model again: the rank of each layer."""
@@ -249,18 +240,3 @@ class SvdTraining:
         for name, left in self.left.items():
             choices[name] = Choice("keep", reason=left.reason)
         return Plan(choices, source_sha256, target, seed, VERSION)
-
-
-def _without(selection: Trained, names: Collection[str]) -> Trained:
-    """Return what is trained but for some constants."""
-    return replace(
-        selection,
-        parameters={k: value for k, value in selection.parameters.items() if k not in names},
-        types={k: dtype for k, dtype in selection.types.items() if k not in names},
-        codes=tuple(module for module in selection.codes if module.constant not in names),
-    )
-
-
-def _array(value: Any) -> npt.NDArray[Any]:
-    detached = value.detach().cpu()
-    return np.asarray(detached.float().numpy() if detached.dtype == torch.bfloat16 else detached)

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from onnxlr.calibration import signature
-from onnxlr.errors import OutputError, UsageError
 from onnxlr.evidence import UNKNOWN
 from onnxlr.layers import Layer, find_layers
 from onnxlr.model import Model, open_model
-from onnxlr.model.saving import check_output, copy_model, staging, write_model
+from onnxlr.model.saving import copy_model, staging, write_model
 from onnxlr.plan import Choice, Proposal
 from onnxlr.planning import Making, Request
 from onnxlr.rewriting import emitted_bytes, released_bytes
-from onnxlr.training.selection import current_values
+from onnxlr.training.constants import array_of
+from onnxlr.training.files import TrainingFiles
+from onnxlr.training.selection import current_values, running_values
 from onnxlr.training.ternary.layers import TernaryLayer
 from onnxlr.training.ternary.result import TernaryResult
 from onnxlr.training.ternary.training import Trained
 from onnxlr.training.ternary.wish import Wish
-from onnxlr.training.trainable import TrainableModel
 from onnxlr.training.writing import write_constants
 
 if TYPE_CHECKING:
@@ -35,73 +35,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Exported",
     "TernaryFiles",
-    "constants_of",
     "export_ternary",
     "making_of",
     "write_dense",
 ]
 
-_STATISTICS = (3, 4)
-"""Inputs of BatchNormalization that follow the data in training."""
-
-
-@dataclass(frozen=True)
-class TernaryFiles:
-    """What is written.
-
-    Attributes
-    ----------
-    output
-        The model with ternary layers.
-    dense
-        The same with dense weights; None if it is not wanted.
-    checkpoint
-        What training can go on from.
-    """
-
-    output: Path
-    dense: Path | None
-    checkpoint: Path
-
-    @classmethod
-    def of(
-        cls,
-        source: Model,
-        output: str | Path | None,
-        dense: str | Path | None,
-        checkpoint: str | Path | None,
-    ) -> TernaryFiles:
-        """Return the files, with the usual names where none are given.
-
-        Raises
-        ------
-        UsageError
-            If the model has no file beside which the output could lie.
-        """
-        if output is not None:
-            file = Path(output)
-        elif source.path is not None:
-            file = source.path.with_suffix(".onnxlr.onnx")
-        else:
-            raise UsageError("a model without a file needs an output path")
-        kept = file.with_name(f"{file.name}.checkpoint") if checkpoint is None else Path(checkpoint)
-        return cls(file, None if dense is None else Path(dense), kept)
-
-    def check(self, source: Model, *read: Path) -> None:
-        """Refuse to write over anything that is read, or two things to one place.
-
-        Raises
-        ------
-        OutputError
-            If that was to happen.
-        """
-        inputs = (source.path, *(source.directory / name for name in source.external_files()))
-        files = [path for path in (self.output, self.dense, self.checkpoint) if path is not None]
-        for path in files:
-            check_output(path, *inputs, *read)
-        if len({path.resolve() for path in files}) < len(files):
-            names = ", ".join(map(str, files))
-            raise OutputError(f"{names}: expected different files for what is written")
+TernaryFiles = TrainingFiles
+"""What is written, a checkpoint of one stage."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +70,7 @@ def export_ternary(
     source: Model,
     trained: Trained,
     wish: Wish,
-    files: TernaryFiles,
+    files: TrainingFiles,
     deliver: Callable[[Exported], RewriteResult],
 ) -> TernaryResult:
     """Write what was trained, and remove the checkpoint.
@@ -148,21 +88,24 @@ def export_ternary(
     deliver
         Writes and proves the result.
     """
-    values = constants_of(trained.student, [layer.constant for layer in trained.layers])
+    student = trained.student
+    values = {one.constant: array_of(student.constant(one.constant)) for one in trained.layers}
     if trained.others is not None:
-        values |= current_values(trained.student, trained.others)
+        values |= current_values(student, trained.others)
+    values |= running_values(student, source)
     inputs = [spec.name for spec in signature(source)]
     held = [{name: batch[name] for name in inputs} for batch in trained.data.held]
     changed = open_model(source.proto if source.path is None else source.path, check=False)
-    with tempfile.TemporaryDirectory(prefix="onnxlr-trained-") as name:
+    with ExitStack() as folders:
+        name = folders.enter_context(tempfile.TemporaryDirectory(prefix="onnxlr-trained-"))
         dense = write_dense(changed, values, Path(name), files.output.name)
         if files.dense is not None:
-            with staging(files.dense) as folder:
-                copy_model(dense, folder, files.dense.name)
+            # it takes its place with the result, or not at all
+            copy_model(dense, folders.enter_context(staging(files.dense)), files.dense.name)
         reopen = partial(open_model, Path(name) / files.output.name, check=False)
         making = making_of(trained, dense, wish.request)
         result = _result(deliver(Exported(dense, reopen, making, held)), files.dense, trained, wish)
-    files.checkpoint.unlink(missing_ok=True)
+    files.forget()
     return result
 
 
@@ -187,35 +130,6 @@ def _result(
         outcome.stopped,
         outcome.resumed,
     )
-
-
-def constants_of(
-    student: TrainableModel, names: Iterable[str], statistics: bool = True
-) -> dict[str, npt.NDArray[Any]]:
-    """Return the values of constants as they are now, by name.
-
-    Parameters
-    ----------
-    student
-        The model.
-    names
-        Of parameters, or of what modules give.
-    statistics
-        Whether running means and variances are wanted as well.
-    """
-    wanted = dict.fromkeys(names)
-    if statistics:
-        wanted |= dict.fromkeys(
-            call.inputs[place]
-            for call in student.calls
-            if call.operator == "BatchNormalization"
-            for place in _STATISTICS
-        )
-    found = {}
-    for name in wanted:
-        tensor = student.constant(name).detach().cpu()
-        found[name] = np.asarray(tensor.float() if tensor.is_floating_point() else tensor)
-    return found
 
 
 def write_dense(

@@ -10,7 +10,8 @@ from onnxlr.errors import TrainingError
 from onnxlr.training.data import Arrays
 from onnxlr.training.judging import mean_over, tensors_of
 from onnxlr.training.losses import Loss
-from onnxlr.training.selection import RATES, Selection
+from onnxlr.training.rates import BESIDE
+from onnxlr.training.selection import Selection
 from onnxlr.training.ternary.factors import TernaryFactors
 from onnxlr.training.ternary.layers import TernaryLayer
 from onnxlr.training.torch_import import torch
@@ -19,9 +20,6 @@ from onnxlr.training.trainable import TrainableModel
 __all__ = ["TernaryTraining"]
 
 Tensor = Any
-
-_PACES = {**RATES, "weights": 1.0, "factors": 1.0}
-"""Learning rates beside ternary layers: weights are trained as fast as these."""
 
 
 class TernaryTraining:
@@ -67,11 +65,7 @@ class TernaryTraining:
         for parameter in student.parameters():
             parameter.requires_grad_(id(parameter) in own)
         self._device = layers[0].module.weight.device
-        self._running = {
-            name: value
-            for name, value in student.named_buffers(recurse=False)
-            if value.is_floating_point()
-        }
+        self._running = student.running
 
     @property
     def _beside(self) -> Mapping[str, Any]:
@@ -81,7 +75,7 @@ class TernaryTraining:
         """Return the layers' parameters, and the others."""
         own = [p for layer in self.layers for p in layer.module.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": own}]
-        return groups if self.others is None else groups + self.others.groups(_PACES)
+        return groups if self.others is None else groups + self.others.groups(BESIDE)
 
     def loss(self, batch: Arrays) -> Tensor:
         """Return the loss of a batch, one number."""

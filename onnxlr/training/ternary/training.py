@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from onnxlr.planning.uniform import propose
 from onnxlr.progress import Progress, silent
 from onnxlr.training.data import TrainingData, read_training_data
 from onnxlr.training.device import usable_device
-from onnxlr.training.judging import as_loss, mean_over
+from onnxlr.training.judging import mean_over
 from onnxlr.training.loop import Checkpoint, Outcome, train
-from onnxlr.training.losses import Loss, distillation
+from onnxlr.training.losses import Loss, distillation, float_outputs, load_loss
 from onnxlr.training.selection import Selection, selected
 from onnxlr.training.ternary.layers import TernaryLayer, fit_to_train
 from onnxlr.training.ternary.trainee import TernaryTraining
@@ -120,7 +120,8 @@ def train_ternary_layers(
     """
     wish.request.check()
     device = usable_device(wish.device)
-    given = None if wish.loss is None else as_loss(wish.loss)
+    given = None if wish.loss is None else load_loss(wish.loss)
+    float_outputs(model, needed=given is None)
     found = find_layers(model)
     wish.request.selection.check(found)
     samples = read_training_data(
@@ -132,7 +133,7 @@ def train_ternary_layers(
     proposals = fit_to_train(proposals)
     others = None if wish.train == "layers" else selected(student, model, wish.train)
     layers = _attached(model, student, proposals, wish)
-    others = None if others is None else _without(others, {one.constant for one in layers})
+    others = None if others is None else others.without({one.constant for one in layers})
     loss = _towards(original) if given is None else given
     trainee = TernaryTraining(
         student,
@@ -144,7 +145,6 @@ def train_ternary_layers(
         bfloat16=wish.bfloat16,
     )
     judged = mean_over(original, samples.held, loss, device)
-    torch.manual_seed(wish.schedule.seed)
     kept = None if checkpoint is None else Checkpoint(checkpoint, wish.meaning(model, samples))
     outcome = train(trainee, samples, wish.schedule, kept, progress)
     student.eval()
@@ -183,13 +183,3 @@ def _attached(
         why = f": {max(set(reasons), key=reasons.count)}" if reasons else ""
         raise NothingRewrittenError(f"{model.name}: no layer becomes ternary{why}")
     return tuple(layers)
-
-
-def _without(selection: Selection, names: Collection[str]) -> Selection:
-    """Return what is trained but for some constants."""
-    return replace(
-        selection,
-        parameters={k: value for k, value in selection.parameters.items() if k not in names},
-        types={k: dtype for k, dtype in selection.types.items() if k not in names},
-        codes=tuple(module for module in selection.codes if module.constant not in names),
-    )

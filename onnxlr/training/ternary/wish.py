@@ -13,11 +13,11 @@ from onnxlr.methods import TernarySvdOptions
 from onnxlr.model import Model
 from onnxlr.planning import Request
 from onnxlr.training.data import TrainingData
-from onnxlr.training.judging import LossSource
 from onnxlr.training.loop import Schedule
+from onnxlr.training.losses import LossSource, name_of
 from onnxlr.training.ternary.layers import Manner
 
-__all__ = ["METHODS", "TRAINED", "Wish", "usual_options", "usual_rate"]
+__all__ = ["METHODS", "TRAINED", "Wish", "usual_options"]
 
 METHODS = ("ternary_svd", "ternary")
 """Methods whose chains can be trained."""
@@ -38,15 +38,6 @@ def usual_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if not given.keys() & set(TernarySvdOptions.budgets):
         usual["tolerance_spectral"] = _TOLERANCE
     return {**usual, **given}
-
-
-def usual_rate(method: str) -> float:
-    """Return a learning rate that suits a method.
-
-    Factors are near the weight and are to stay there: what their terms cannot follow gathers, and
-    comes back at once. Codes of few terms are far from it.
-    """
-    return 5e-5 if method == "ternary_svd" else 3e-4
 
 
 @dataclass(frozen=True)
@@ -113,8 +104,7 @@ class Wish:
         """What is made smaller, and what held-out data is judged by, in words."""
         if self.loss is None:
             return "distance to the model's outputs"
-        given = isinstance(self.loss, str)
-        return f"loss {self.loss if given else getattr(self.loss, '__name__', 'given')}"
+        return f"loss {name_of(self.loss)}"
 
     def meaning(self, model: Model, data: TrainingData) -> dict[str, str]:
         """Return what a checkpoint is of: all but how long and how fast it is trained."""

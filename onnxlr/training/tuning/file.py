@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,24 +13,25 @@ from onnxlr.calibration.data import Batches
 from onnxlr.errors import (
     ModelError,
     NothingGainedError,
-    OnnxlrWarning,
-    PlanError,
     UsageError,
     VerificationError,
 )
 from onnxlr.model import Model
 from onnxlr.model.saving import copy_model, staging, write_model
-from onnxlr.plan import Plan, record_training
-from onnxlr.rewriting import METADATA_KEY
+from onnxlr.plan import record_training
+from onnxlr.training.constants import array_of
 from onnxlr.training.data import Arrays, read_training_data
 from onnxlr.training.device import usable_device
-from onnxlr.training.loop import Checkpoint, Outcome, forget, train
+from onnxlr.training.files import TrainingFiles
+from onnxlr.training.loop import Checkpoint, Outcome, train
+from onnxlr.training.losses import float_outputs
 from onnxlr.training.selection import current_values, selected
 from onnxlr.training.torch_import import torch
 from onnxlr.training.trainable import TrainableModel
+from onnxlr.training.tuning.checking import check_mask, check_source
 from onnxlr.training.tuning.file_runs import FileRuns, agreement
 from onnxlr.training.tuning.request import Demands, TuneRequest, TuneResult
-from onnxlr.training.tuning.teacher import Teacher, array_of, float_outputs, tensors_behind
+from onnxlr.training.tuning.teacher import Teacher, tensors_behind
 from onnxlr.training.tuning.trainee import Tuning
 from onnxlr.training.writing import write_constants
 from onnxlr.verification import Check, Report, Subject, TernaryNodes, prove
@@ -46,7 +45,7 @@ def tune_file(
     original: Model,
     rewritten: Model,
     reopen: Callable[[], Model],
-    output: Path,
+    files: TrainingFiles,
     request: TuneRequest,
     demands: Demands,
 ) -> TuneResult:
@@ -58,13 +57,13 @@ def tune_file(
         The opened models, of the same inputs and outputs.
     reopen
         Opens the rewritten model anew, to be changed and written.
-    output
-        The file to write.
+    files
+        What is written.
     request, demands
         What is asked.
     """
     demands.tolerance.check_outputs([value.name for value in original.proto.graph.output])
-    return _Work(original, rewritten, output, request, demands).carry_out(reopen)
+    return _Work(original, rewritten, files, request, demands).carry_out(reopen)
 
 
 class _Work:
@@ -72,21 +71,17 @@ class _Work:
         self,
         original: Model,
         rewritten: Model,
-        output: Path,
+        files: TrainingFiles,
         request: TuneRequest,
         demands: Demands,
     ) -> None:
-        self.original, self.rewritten, self.output = original, rewritten, output
+        self.original, self.rewritten, self.files = original, rewritten, files
         self.request, self.demands = request, demands
-        self.outputs = float_outputs(original)
         objective = request.objective()
-        if not self.outputs and objective.loss is None:
-            raise ModelError(
-                f"{original.name} has no output of floats to learn from: give a loss on labels"
-            )
+        self.outputs = float_outputs(original, needed=objective.loss is None)
         specs = signature(original)
-        _check_mask(request.mask, [spec.name for spec in specs], original)
-        _check_source(rewritten, original)
+        check_mask(request.mask, [spec.name for spec in specs], original)
+        check_source(rewritten, original)
         device = usable_device(request.device)
         hidden = tensors_behind(original, rewritten)
         teacher = Teacher(TrainableModel(original).to(device), self.outputs, hidden)
@@ -102,7 +97,7 @@ class _Work:
             beside=objective.loss is not None,
         )
         self._compare_shapes(teacher, data.held[0])
-        self.checkpoint = Checkpoint(request.checkpoint, self._meaning(data.sha256))
+        self.checkpoint = Checkpoint(files.checkpoint, self._meaning(data.sha256))
         most, asked = request.schedule.most, objective.distill or objective.hidden
         # Outputs that are looked at once are not worth being found beforehand.
         again = most is None or most >= 2 * data.batches
@@ -171,7 +166,7 @@ class _Work:
             if not outcome.improved:
                 raise self._nothing_gained(result)
             result = self._deliver(reopen(), result, runs, folder)
-        forget(self.checkpoint)
+        self.files.forget()
         return result
 
     def _deliver(
@@ -180,20 +175,20 @@ class _Work:
         """Write what was trained into a model, and hand the file out if it is better and holds."""
         write_constants(model, current_values(self.student, self.selection))
         record_training(model.proto, "tune", self._recorded(result))
-        with staging(self.output) as place:
-            write_model(model, place, self.output.name)
-            staged = place / self.output.name
+        with staging(self.files.output) as place:
+            write_model(model, place, self.files.output.name)
+            staged = place / self.files.output.name
             result = replace(result, after=self._judged(staged, runs))
             if not result.after < result.before:
                 staged.unlink()
                 raise self._nothing_gained(result)
             report = self._prove(model, staged, runs, folder)
-            written = self.output if report.passed or self.demands.keep else None
+            written = self.files.output if report.passed or self.demands.keep else None
             result = replace(result, output=written, report=report)
             if written is None:
                 staged.unlink()
         if not report.passed:
-            raise VerificationError(f"{self.output}: {report.failures[0]}", report, result)
+            raise VerificationError(f"{self.files.output}: {report.failures[0]}", report, result)
         return result
 
     def _prove(self, model: Model, staged: Path, runs: FileRuns, folder: Path) -> Report:
@@ -267,10 +262,10 @@ class _Work:
         }
 
     def _nothing_gained(self, result: TuneResult) -> NothingGainedError:
-        forget(self.checkpoint)  # it leads to the same end
+        self.files.forget()  # it leads to the same end
         return NothingGainedError(
-            f"{self.output}: nothing was written, because nothing was gained on held-out data: "
-            f"{result.measure} {result.after:.4g}, that of the rewritten model as it came "
+            f"{self.files.output}: nothing was written, because nothing was gained on held-out "
+            f"data: {result.measure} {result.after:.4g}, that of the rewritten model as it came "
             f"{result.before:.4g} (try more steps, a lower rate or more data)",
             result,
         )
@@ -282,25 +277,3 @@ def _file_of(model: Model, folder: Path, name: str) -> Path:
         return model.path
     copy_model(model, folder, name)
     return folder / name
-
-
-def _check_source(rewritten: Model, original: Model) -> None:
-    """Warn where a model's plans say that it was made out of another original."""
-    sources = []
-    for entry in rewritten.proto.metadata_props:
-        if entry.key.startswith(METADATA_KEY):
-            with suppress(PlanError):
-                sources.append(Plan.loads(entry.value, rewritten.name).source_sha256)
-    if sources and original.sha256 not in sources and None not in sources:
-        warnings.warn(
-            f"{rewritten.name} was made out of another model than {original.name}, whose outputs "
-            "it is trained towards",
-            OnnxlrWarning,
-            stacklevel=2,
-        )
-
-
-def _check_mask(mask: str | None, inputs: list[str], model: Model) -> None:
-    if mask is not None and mask not in inputs:
-        known = ", ".join(f"'{name}'" for name in inputs)
-        raise UsageError(f"{model.name} has no input '{mask}' for a mask; it has {known}")

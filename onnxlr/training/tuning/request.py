@@ -7,30 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxlr.calibration import DataSource
-from onnxlr.errors import UsageError
 from onnxlr.progress import Progress
-from onnxlr.training.losses import Loss, load_loss
+from onnxlr.training.losses import LossSource, load_loss, name_of
 from onnxlr.training.schedule import Course, Schedule
 from onnxlr.training.tuning.trainee import Objective
 from onnxlr.verification import Report, Tolerance
 
-__all__ = ["Demands", "TuneRequest", "TuneResult", "usual_rate"]
-
-_RATES = {"scales": 3e-3, "factors": 1e-3, "all": 1e-3}
-"""Learning rates by what is trained; docs/results/tuning.md has what they were chosen by."""
-
-
-def usual_rate(train: str) -> float:
-    """Return a learning rate that suits what is trained.
-
-    Raises
-    ------
-    UsageError
-        If nothing is called so.
-    """
-    if train not in _RATES:
-        raise UsageError(f"train is '{train}', expected one of {', '.join(_RATES)}")
-    return _RATES[train]
+__all__ = ["Demands", "TuneRequest", "TuneResult"]
 
 
 @dataclass(frozen=True)
@@ -41,17 +24,16 @@ class TuneRequest:
     holdout: float | DataSource
     batch: int
     train: str
-    loss: str | Loss | None
+    loss: LossSource | None
     distill: float | None
     hidden: float | None
     mask: str | None
     schedule: Schedule
-    checkpoint: Path
     device: str
 
     def objective(self) -> Objective:
         """Return what is made smaller: with a loss of the user's nothing else, unless asked for."""
-        loss = load_loss(self.loss) if isinstance(self.loss, str) else self.loss
+        loss = None if self.loss is None else load_loss(self.loss)
         usual = 1.0 if loss is None else 0.0
         return Objective(
             usual if self.distill is None else self.distill,
@@ -65,11 +47,7 @@ class TuneRequest:
         """What held-out data is judged by, in words."""
         if self.loss is None:
             return "relative error of the outputs"
-        return f"loss {self.loss if isinstance(self.loss, str) else _name_of(self.loss)}"
-
-
-def _name_of(loss: Loss) -> str:
-    return f"{getattr(loss, '__module__', '?')}:{getattr(loss, '__qualname__', 'loss')}"
+        return f"loss {name_of(self.loss)}"
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy.typing as npt
 import onnx
 
 from onnxlr.layers import find_layers
 from onnxlr.model import Model
+from onnxlr.training.constants import array_of
 from onnxlr.training.data import Arrays, TrainingData
 from onnxlr.training.torch_import import torch
 from onnxlr.training.trainable import TrainableModel
 
-__all__ = ["MEMORY", "Teacher", "array_of", "float_outputs", "own_arrays", "tensors_behind"]
+__all__ = ["MEMORY", "Teacher", "own_arrays", "tensors_behind"]
 
 Tensor = Any
 
@@ -24,23 +24,6 @@ MEMORY = 1 << 30
 
 _KEPT = "original: "
 """What the names of kept outputs begin with, beside the inputs in a batch."""
-
-
-_FLOATS = {
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.DOUBLE,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-}
-
-
-def float_outputs(model: Model) -> list[str]:
-    """Return the names of a model's outputs that are tensors of floats."""
-    return [
-        value.name
-        for value in model.proto.graph.output
-        if value.type.tensor_type.elem_type in _FLOATS
-    ]
 
 
 def own_arrays(batch: Arrays) -> Arrays:
@@ -160,12 +143,6 @@ class Teacher:
     def _arrays(self, batch: Arrays, hidden: bool) -> Arrays:
         found = self.targets(batch, hidden)
         return {_KEPT + name: array_of(value) for name, value in found.items()}
-
-
-def array_of(tensor: Tensor) -> npt.NDArray[Any]:
-    """Return a tensor's numbers; those of bfloat16, which numpy has not, as float32."""
-    found = tensor.detach().cpu()
-    return (found.float() if found.dtype == torch.bfloat16 else found).numpy()
 
 
 def _bytes(arrays: Arrays) -> int:

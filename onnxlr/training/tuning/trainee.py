@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxlr.errors import TrainingError, UsageError
+from onnxlr.errors import UsageError
+from onnxlr.training.checkpoint import put_back
+from onnxlr.training.constants import tensor_of
 from onnxlr.training.data import Arrays
+from onnxlr.training.judging import mean_of, tensors_of
 from onnxlr.training.losses import Loss, distillation, squares
 from onnxlr.training.selection import Selection
 from onnxlr.training.torch_import import torch
@@ -147,33 +150,21 @@ class Tuning:
         return {name: parameter.detach() for name, parameter in self._trained.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to a state.
-
-        Raises
-        ------
-        TrainingError
-            If it is that of something else.
-        """
-        shapes = {name: tuple(value.shape) for name, value in state.items()}
-        if shapes != {name: tuple(value.shape) for name, value in self._trained.items()}:
-            raise TrainingError("the state is that of another model: its weights have other shapes")
-        with torch.no_grad():
-            for name, value in state.items():
-                self._trained[name].copy_(value)
+        """Go back to a state; raises TrainingError if it is that of something else."""
+        put_back(self._trained, state)
 
     def _mean_loss(
         self, loss: Loss, held: Sequence[Arrays], found: Sequence[Mapping[str, Any]]
     ) -> float:
-        total, count = 0.0, 0
-        for batch, outputs in zip(held, found, strict=True):
-            tensors = {name: self._tensor(value) for name, value in outputs.items()}
-            samples = max((len(array) for array in batch.values() if array.ndim), default=1)
-            total += samples * float(self._user_loss(loss, tensors, batch))
-            count += samples
-        return total / count
+        batches = (own_arrays(batch) for batch in held)
+        outputs = (
+            {name: self._tensor(one[name]) for name in self.student.outputs} for one in found
+        )
+        mean = mean_of(zip(batches, outputs, strict=True), loss, self._device)
+        return mean if isfinite(mean) else inf
 
     def _user_loss(self, loss: Loss, outputs: Mapping[str, Tensor], batch: Arrays) -> Tensor:
-        given = {name: self._tensor(array) for name, array in own_arrays(batch).items()}
+        given = tensors_of(own_arrays(batch), self._device)
         return loss({name: outputs[name] for name in self.student.outputs}, given)
 
     def _mask(self, batch: Arrays) -> Tensor | None:
@@ -181,5 +172,9 @@ class Tuning:
         return None if name is None else self._tensor(batch[name])
 
     def _tensor(self, value: Any) -> Tensor:
-        found = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
-        return found.to(next(self.student.parameters()).device)
+        found = value if isinstance(value, torch.Tensor) else tensor_of(value, "an output")
+        return found.to(self._device)
+
+    @property
+    def _device(self) -> Any:
+        return next(self.student.parameters()).device
