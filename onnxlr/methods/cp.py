@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from onnxlr.errors import UsageError
 from onnxlr.methods.method import Options, Setting
+from onnxlr.methods.offering import Occasion, Offer
 from onnxlr.methods.tensors import (
     Modes,
     Network,
@@ -40,6 +41,9 @@ _MATRIX_MODES = 2
 _MORE = 1.1
 """How many times the components of the joint form the separable one has to have at one size to be
 tried: it is a special case of the joint one, and worse with as many."""
+
+_OFFERED, _LARGEST_OFFERED = 0.25, 1 << 18
+"""The ratio that is offered, and the most entries: a fit of twice as many takes ten seconds."""
 
 _SPREAD_LIMIT = 100.0
 """`spread` of components that are refused: rounding them would cost two digits more than rounding
@@ -155,6 +159,17 @@ class Cp(TensorMethod):
         form = chain.form if isinstance(chain, ComponentChain) else None
         settled: Options = replace(super().settle(options, chain), form=form)
         return settled
+
+    def offers(self, occasion: Occasion) -> tuple[Offer, ...]:
+        """Return few components in int8 of a convolution with a window, of weights soon fitted.
+
+        With half of the numbers it takes as long as the convolution, and sums of atoms of as many
+        bytes are closer; of a matrix it takes several times as long.
+        """
+        small = occasion.component <= _OFFERED and occasion.entries <= _LARGEST_OFFERED
+        if not (occasion.splits_window and small):
+            return ()
+        return (Offer(CpOptions(ratio=_OFFERED, form="joint"), "int8"),)
 
 
 def _check_matrix(options: CpOptions, setting: Setting) -> None:

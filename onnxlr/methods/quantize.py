@@ -12,12 +12,19 @@ from onnxlr.errors import UsageError
 from onnxlr.methods.factors import encode_factors
 from onnxlr.methods.matricisation import matricisations
 from onnxlr.methods.method import Options, Setting
+from onnxlr.methods.offering import Occasion, Offer
 from onnxlr.methods.spectrum import Spectrum
 from onnxlr.metrics import relative_error
 from onnxlr.numbers import Format
 from onnxlr.stages import Chain, Convolution, Linear, Lookup, Stage, Sum
 
 __all__ = ["Quantize", "QuantizeOptions", "round_whole"]
+
+_CORRECTION = 0.1
+"""Parameters of the correction that is offered, as a fraction of the weight's."""
+
+_LARGEST_CORRECTED = 1 << 18
+"""Entries of weights above which no correction is offered: a fit takes as long as all others."""
 
 _ROUNDS = 3
 """How often the weight is rounded anew beside its correction, and the correction fitted anew."""
@@ -103,6 +110,64 @@ class Quantize:
     def heeds_metric(self, options: QuantizeOptions, setting: Setting) -> bool:
         """Return whether a correction is fitted, or rounding feeds errors on."""
         return options.correction_rank is not None or setting.format.rounding != "nearest"
+
+    def offers(self, occasion: Occasion) -> tuple[Offer, ...]:
+        """Return whole bytes, few bits, and few bits with a correction."""
+        few = _offered_rows(occasion) if occasion.is_table else _offered_bits(occasion)
+        return (*_offered_bytes(occasion), *few)
+
+
+def _offered_bytes(occasion: Occasion) -> list[Offer]:
+    """Return float16, and int8 with each kind of data; float data holds without calibration."""
+    whole, rounding = QuantizeOptions(), occasion.gptq
+    found = [Offer(whole, "float16", safe=True)] if occasion.shrinks("float16") else []
+    if occasion.shrinks("int8"):
+        found.append(Offer(whole, "int8", rounding=rounding, safe=True))
+        found += [
+            Offer(whole, "int8", rounding=rounding, activations=data)
+            for data in occasion.integer_data
+        ]
+    return found
+
+
+def _offered_rows(occasion: Occasion) -> list[Offer]:
+    """Return few bits of a table."""
+    found = [
+        Offer(QuantizeOptions(), "int4", group_size=size) for size in occasion.group_sizes(32, 128)
+    ]
+    return [*found, Offer(QuantizeOptions(), "int2", group_size=32)]
+
+
+def _offered_bits(occasion: Occasion) -> list[Offer]:
+    """Return int4 of a product, with int8 data as well where an operator takes that by groups.
+
+    Where that operator takes less than float data does, groups of 128 are for it alone: fewer bits
+    with float data are sums of atoms. int2 is further off than sums of atoms in fewer bits, so that
+    there is none.
+    """
+    sizes, rounding = occasion.group_sizes(32, 128), occasion.gptq
+    by_groups = occasion.has_operators and occasion.is_matrix
+    found = [
+        Offer(QuantizeOptions(), "int4", group_size=size, rounding=rounding)
+        for size in (sizes[:1] if by_groups else sizes)
+    ]
+    if by_groups:
+        found += [replace(found[0], group_size=size, activations="dynamic_int8") for size in sizes]
+    rank = _offered_rank(occasion)
+    if rank:
+        found.append(replace(found[0], options=QuantizeOptions(correction_rank=rank)))
+    return found
+
+
+def _offered_rank(occasion: Occasion) -> int:
+    """Return the rank of a correction that is worth its fit; 0 if there is none.
+
+    Without a metric that knows the inputs a residual is near to noise.
+    """
+    rows, columns = occasion.sides
+    if not occasion.observed or occasion.entries > _LARGEST_CORRECTED:
+        return 0
+    return int(_CORRECTION * rows * columns / (rows + columns))
 
 
 def round_whole(weight: npt.NDArray[Any], setting: Setting) -> Stage:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from onnxlr.errors import UsageError
 from onnxlr.methods.atoms import BIT, Asked, Fitted, Form, Sizes, Weight, candidates, search
 from onnxlr.methods.method import Options, Setting
+from onnxlr.methods.offering import Occasion, Offer
 from onnxlr.metrics import relative_error
 from onnxlr.numbers.atom_storage import FLOATS
 from onnxlr.numbers.atoms import Atoms
@@ -31,6 +32,9 @@ _TILE = 3
 
 _MANY_ATOMS = 4096
 """More than this, and than a weight has tiles, are refused: that many take only time."""
+
+_OFFERED_BITS, _SMALLEST_OFFERED, _LEFT = (2.0, 3.0, 4.0), 512, 1.0
+"""Bits that are offered, of weights of so many entries at least, if scales leave so many bits."""
 
 _METRICS = ("frobenius", "activation", "fisher-rows")
 _MOST_BITS = 8.0
@@ -210,6 +214,14 @@ class SparseQuantized:
     def heeds_metric(self, options: SparseQuantizedOptions, setting: Setting) -> bool:  # noqa: ARG002
         """Return that it does."""
         return True
+
+    def offers(self, occasion: Occasion) -> tuple[Offer, ...]:
+        """Return a few numbers of bits, where scales and a dictionary leave some for the tiles."""
+        if occasion.is_table or occasion.is_stack or occasion.entries < _SMALLEST_OFFERED:
+            return ()
+        scales = 8 * np.dtype(occasion.stored).itemsize / occasion.inputs
+        offered = [bits for bits in _OFFERED_BITS if bits - scales >= _LEFT]
+        return tuple(Offer(SparseQuantizedOptions(bits=bits)) for bits in offered)
 
 
 def _expect(name: str, value: int | str | None, known: tuple[int, ...] | tuple[str, ...]) -> None:

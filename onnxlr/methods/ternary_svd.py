@@ -14,6 +14,7 @@ from onnxlr.errors import UsageError
 from onnxlr.methods.budget import RankBudget
 from onnxlr.methods.matricisation import Matricisation, form_of, matricisations
 from onnxlr.methods.method import Options, Setting
+from onnxlr.methods.offering import Occasion, Offer
 from onnxlr.methods.scaled_rows import ScaledRows, smallest_kept
 from onnxlr.methods.semidiscrete import (
     Alternating,
@@ -37,6 +38,9 @@ FITS = ("alternating", "published")
 _METRICS = ("frobenius", "activation", "fisher-rows")
 _LARGEST_RATIO = 16.0
 """Most trits a weight: what they leave is near the rounding of float32, which fits compute in."""
+
+_OFFERED_RATIO, _LARGEST_OFFERED = 2.0, 1 << 20
+"""Trits a weight that are offered, and the most entries: larger weights take minutes."""
 
 _WASTED = 0.1
 """Part of the terms that may be empty before a fit of fewer is made."""
@@ -147,6 +151,16 @@ class TernarySvd:
         if options.fit == "published" or options.sweeps == 0:
             return None
         return replace(options, sweeps=0)
+
+    def offers(self, occasion: Occasion) -> tuple[Offer, ...]:
+        """Return two trits a weight where the target has the operators, of weights soon fitted.
+
+        More trits take more bytes and more time than a sum of ternary matrices, which is closer.
+        """
+        worth = occasion.target == "onnxlr" and occasion.takes_trits
+        if not worth or occasion.entries > _LARGEST_OFFERED:
+            return ()
+        return (Offer(TernarySvdOptions(ratio=_OFFERED_RATIO), activations="dynamic_int8"),)
 
 
 def _check(setting: Setting) -> None:

@@ -13,6 +13,7 @@ from tensorly.decomposition import partial_tucker
 
 from onnxlr.errors import UsageError
 from onnxlr.methods.method import Options, Setting
+from onnxlr.methods.offering import Occasion, Offer
 from onnxlr.methods.tensors import (
     Modes,
     Network,
@@ -36,6 +37,9 @@ FORMS = ("channels", "full")
 
 _MATRIX_MODES = 2
 """Modes of each side of a matrix where their sizes are not given."""
+
+_LARGEST_OFFERED = 1 << 20
+"""Most entries of weights that are offered: fits of larger ones take long."""
 
 _ROUNDS, _SETTLED = 25, 1e-6
 """Of higher-order orthogonal iteration, and the change of the relative error that ends it."""
@@ -85,6 +89,24 @@ class Tucker(TensorMethod):
                 "only form channels can"
             )
         return TuckerStructure(modes, factors_window=options.form == "full")
+
+    def offers(self, occasion: Occasion) -> tuple[Offer, ...]:
+        """Return int8 factors of a convolution with a window.
+
+        All axes have factors, where a quarter of the numbers was measured to be closer than two
+        factors are, and at a half where the window has one axis only, which two factors cannot
+        split. Of matrices, and elsewhere, two factors are faster and closer.
+        """
+        if not occasion.splits_window or occasion.entries > _LARGEST_OFFERED:
+            return ()
+        ratios = (0.25, 0.5) if len(occasion.window) == 1 else (0.25,)
+        # what is not observed may be a node that states its output's shape
+        form = "full" if occasion.observed else None
+        return tuple(
+            Offer(TuckerOptions(ratio=ratio, form=form), "int8")
+            for ratio in ratios
+            if occasion.component <= ratio
+        )
 
 
 @dataclass(frozen=True)
