@@ -24,6 +24,7 @@ from onnxlr.console import (
 )
 from onnxlr.errors import ExitCode, OutputError, VerificationError
 from onnxlr.flags import (
+    ANYTHING,
     AS_USUAL,
     FLAT,
     NOTHING,
@@ -34,11 +35,13 @@ from onnxlr.flags import (
     Patterns,
     Seed,
     Switch,
+    Wanted,
     given,
     with_method_flags,
 )
 from onnxlr.methods import METHODS
 from onnxlr.model.saving import check_output, write_text
+from onnxlr.planning.asking import AUTO, Aims, method_of
 from onnxlr.reporting import (
     print_inspection,
     print_ops,
@@ -136,10 +139,11 @@ def plan(
     model: Path,
     *,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
-    method: MethodName = "svd",
+    method: MethodName = None,
     flags: Any = None,
     layers: Patterns = (),
     skip: Patterns = (),
+    wanted: Annotated[Wanted, FLAT] = ANYTHING,
     fitting: Annotated[Fitting, FLAT] = AS_USUAL,
     known: Annotated[Known, FLAT] = NOTHING,
     seed: Seed = 0,
@@ -154,7 +158,7 @@ def plan(
     output
         File to write the plan to; printed if not given.
     method
-        One of those that docs/methods.md describes.
+        auto, or one of those that docs/methods.md describes.
     layers
         Shell pattern of layers to rewrite, as inspect names them; all if not given. Repeatable.
     skip
@@ -172,6 +176,7 @@ def plan(
             method=method,
             layers=layers,
             skip=skip,
+            **vars(wanted),
             **vars(fitting),
             **vars(known),
             seed=seed,
@@ -194,13 +199,14 @@ def rewrite(
     *,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
     plan: Path | None = None,
-    method: MethodName = "svd",
+    method: MethodName = None,
     flags: Any = None,
     layers: Patterns = (),
     skip: Patterns = (),
+    wanted: Annotated[Wanted, FLAT] = ANYTHING,
     fitting: Annotated[Fitting, FLAT] = AS_USUAL,
     known: Annotated[Known, FLAT] = NOTHING,
-    tolerance: str = DEFAULT_TOLERANCE,
+    tolerance: str | None = None,
     data: str | None = None,
     seed: Seed = 0,
     require_change: Switch = False,
@@ -210,7 +216,8 @@ def rewrite(
 ) -> None:
     """Rewrite a model, prove that its outputs agree with the original's, and save it.
 
-    Without a budget, each layer gets the least rank whose relative error is at most 0.05.
+    Without a method, each layer becomes what measurements say is best for the goal. A single method
+    without a budget gives each layer the least rank whose relative error is at most 0.05.
 
     Parameters
     ----------
@@ -221,14 +228,14 @@ def rewrite(
     plan
         A plan made by `onnxlr plan`, instead of --method and its options.
     method
-        One of those that docs/methods.md describes.
+        auto, or one of those that docs/methods.md describes.
     layers
         Shell pattern of layers to rewrite, as inspect names them; all if not given. Repeatable.
     skip
         Shell pattern of layers to leave alone. Repeatable.
     tolerance
         What outputs must hold, for instance "cosine>=0.99" (every float output) or
-        "logits:top1>=0.98,max_abs<=0.1".
+        "logits:top1>=0.98,max_abs<=0.1"; cosine>=0.99 if not given, or what --max-drop says.
     data
         Inputs to compare on: .npz, .npy, a folder of them, or module:function; random if not given.
     seed
@@ -244,8 +251,9 @@ def rewrite(
     """
     _check_outputs(output, report, model, plan, data, known)
     if not as_json:
-        what = f"plan {plan}" if plan else _budget(method, flags, fitting.allocate)
-        out.print(f"[dim]{shown(what)}; tolerance {shown(tolerance)}[/]")
+        what = f"plan {plan}" if plan else _budget(method, flags, fitting, wanted)
+        held_to = f"; tolerance {tolerance}" if tolerance else ""
+        out.print(f"[dim]{shown(what + held_to)}[/]")
     try:
         with progress_bars() as progress:
             result = pipeline.rewrite(
@@ -255,6 +263,7 @@ def rewrite(
                 method=method,
                 layers=layers,
                 skip=skip,
+                **vars(wanted),
                 **vars(fitting),
                 **vars(known),
                 tolerance=tolerance,
@@ -307,14 +316,18 @@ def _exists(path: str) -> bool:
     return os.path.exists(path)  # noqa: PTH110  (Path.exists raises for names that are too long)
 
 
-def _budget(method: str, flags: Any, allocate: str) -> str:
-    budget = [f"{name} {value}" for name, value in given(flags).items()]
+def _budget(method: str | None, flags: Any, fitting: Fitting, wanted: Wanted) -> str:
+    options = given(flags)
+    method = method_of(method, options, vars(fitting))
+    if method == AUTO:
+        return f"{AUTO}: {Aims(**vars(wanted)).parse().words}"
+    budget = [f"{name} {value}" for name, value in options.items()]
     if not budget and method in METHODS:
         usual = str(METHODS[method].options())
         budget = [usual] if usual else []
     if not budget:
         return method
-    where = "for all layers together" if allocate == "global" else "per layer"
+    where = "for all layers together" if fitting.allocate == "global" else "per layer"
     return f"{method}, {', '.join(budget)} {where}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +32,7 @@ from onnxlr.errors import (
 from onnxlr.model import Model, open_model
 from onnxlr.model.saving import copy_model, staging, write_model
 from onnxlr.plan import Plan, record_training, trained_after
-from onnxlr.planning import Making, take_plan
+from onnxlr.planning import Findings, Making, take_plan
 from onnxlr.progress import Progress
 from onnxlr.records import LayerRecord
 from onnxlr.rewriting import METADATA_KEY, Rewriting
@@ -101,6 +102,8 @@ class RewriteResult:
     footprints
         What both models take on disk, in memory, to load and to run, measured where weights are
         recombined from fewer numbers and the result is handed out; None otherwise.
+    findings
+        What method `auto` measured and compared; None for others.
     """
 
     output: Path | None
@@ -110,6 +113,7 @@ class RewriteResult:
     bytes_before: int
     bytes_after: int
     footprints: Footprints | None = None
+    findings: Findings | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,9 @@ class Delivery:
             rewriting.add(proposal)
             choices[proposal.layer.name] = proposal.choice
             measured = measured or _recombines(proposal.chain)
-        plan = self.making.plan(choices, sha256)
+        plan, findings = self.making.plan(choices, sha256), self.making.findings
+        if self.making.ready is not None:
+            return self._hand_out(self.making.ready, plan, rewriting, before, conditions, keep)
         if plan.is_empty:
             return self._copy(plan, rewriting, before, require_change)
         rewriting.finish(plan)
@@ -162,7 +168,8 @@ class Delivery:
             conditions, again = conditions.twice()
             report = _prove(rewriting, original, staged, ternary, conditions)
             written = self.output if report.passed or keep else None
-            result = RewriteResult(written, plan, tuple(rewriting.records), report, before, after)
+            records = tuple(rewriting.records)
+            result = RewriteResult(written, plan, records, report, before, after, findings=findings)
             if written is None:
                 staged.unlink()
             elif measured:
@@ -182,7 +189,42 @@ class Delivery:
             )
         with staging(self.output) as folder:
             copy_model(self.source, folder, self.output.name)
-        return RewriteResult(self.output, plan, records, None, before, before)
+        findings = self.making.findings
+        return RewriteResult(self.output, plan, records, None, before, before, findings=findings)
+
+    def _hand_out(
+        self,
+        ready: Path,
+        plan: Plan,
+        rewriting: Rewriting,
+        before: int,
+        conditions: Conditions,
+        keep: bool,
+    ) -> RewriteResult:
+        """Prove and save a model that others made; the plan's is worse."""
+        records = tuple(rewriting.records)
+        with staging(self.output) as folder, tempfile.TemporaryDirectory() as name:
+            staged, original = folder / self.output.name, self.reopen()
+            shutil.copyfile(ready, staged)
+            after = staged.stat().st_size
+            report = conditions.prove(
+                Subject(
+                    original,
+                    original.path or _stored(original, Path(name)),
+                    staged,
+                    None,
+                    missing="ONNX Runtime's own tools made it",
+                    ternary=TernaryNodes.of(open_model(staged).proto),
+                )
+            )
+            written = self.output if report.passed or keep else None
+            if written is None:
+                staged.unlink()
+        findings = self.making.findings
+        result = RewriteResult(written, plan, records, report, before, after, findings=findings)
+        if not report.passed:
+            raise VerificationError(f"{self.output}: {_failure(report)}", report, result)
+        return result
 
 
 def _prove(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DataError",
     "ExitCode",
+    "GoalNotMetError",
     "LibraryError",
     "LibraryMissingError",
     "MissingExtraError",
@@ -126,6 +127,13 @@ class VerificationError(OnnxlrError):
 
 class NothingGainedError(VerificationError):
     """Training that made a model no better on held-out data; nothing was written."""
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message, None, result)
+
+
+class GoalNotMetError(VerificationError):
+    """No plan does what was asked of the model as a whole; `result` says what came nearest."""
 
     def __init__(self, message: str, result: Any = None) -> None:
         super().__init__(message, None, result)

@@ -199,6 +199,9 @@ class Evidence:
     importance: npt.NDArray[Any] | None = None
     output_covariance: npt.NDArray[Any] | None = None
     input_covariance: npt.NDArray[Any] | None = None
+    _metrics: dict[tuple[object, ...], Metric] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def is_sequential(self) -> bool:
@@ -261,6 +264,13 @@ class Evidence:
                 raise UsageError(f"metric {name} needs the importance of its entries")
             rows = name == "fisher-rows"
             return FisherRows(self.importance) if rows else Fisher(self.importance, solver or "als")
+        key = (name, centred, shrinkage)
+        if key not in self._metrics:
+            self._metrics[key] = self._by_inputs(name, centred, shrinkage)
+        return self._metrics[key]
+
+    def _by_inputs(self, name: str, centred: bool, shrinkage: float | None) -> Metric:
+        """Return a metric that knows the inputs; raises UsageError where they are not known."""
         covariance = self.input_covariance if name == "kfac" else None
         if self.fit is not None:
             covariance = self.fit.centred if centred else self.fit.covariance

@@ -18,6 +18,7 @@ from onnxlr.calibration import HOLDOUT
 from onnxlr.methods import METHODS, option_names
 
 __all__ = [
+    "ANYTHING",
     "AS_USUAL",
     "FLAT",
     "NOTHING",
@@ -28,6 +29,7 @@ __all__ = [
     "Patterns",
     "Seed",
     "Switch",
+    "Wanted",
     "given",
     "with_method_flags",
 ]
@@ -55,7 +57,14 @@ WHOLE = Parameter(converter=_whole)
 WHOLE_OR_TEXT = Parameter(converter=_whole_or_text)
 FLAT = Parameter(name="*")
 Seed = Annotated[int, WHOLE]
-MethodName = Annotated[str, Parameter(help=f"What approximates every layer: {', '.join(METHODS)}.")]
+MethodName = Annotated[
+    str | None,
+    Parameter(
+        help="auto: for each layer what measurements say is best, which is done if nothing else is "
+        f"asked; or what approximates every layer: {', '.join(METHODS)} (svd, if any of the "
+        "options below is given without a method)."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -137,6 +146,43 @@ class Known:
 
 NOTHING = Known()
 """Known where no flag is given."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What method auto is to reach.
+
+    Attributes
+    ----------
+    goal
+        What is to be small, for method auto: size, latency, or balanced (both), if not given.
+    max_drop
+        What outputs may lose on held-out calibration data, for method auto: cosine=0.01 if nothing
+        is asked; cosine, relout, top1 or module:function, a score of a model's path. Repeatable.
+    max_size
+        Fraction of the original's size that the result may have, for method auto; without
+        --max-drop the best outputs within it are sought.
+    max_latency
+        Fraction of the original's time, on one thread, for method auto.
+    cache
+        File that measurements are kept in and taken from, for method auto; a run that was
+        interrupted goes on from it.
+    stock
+        Compare with what ONNX Runtime's own tools make, for method auto, and hand that out where it
+        is better.
+    """
+
+    goal: str | None = None
+    max_drop: Patterns = ()
+    max_size: float | None = None
+    max_latency: float | None = None
+    cache: Path | None = None
+    stock: bool = True
+    jobs: Annotated[int | None, WHOLE] = None
+
+
+ANYTHING = Wanted()
+"""Wanted where no flag is given."""
 
 
 def with_method_flags(function: Function) -> Function:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ from onnxlr.delivery import Conditions, Delivery, RewriteResult, verify_files
 from onnxlr.errors import UsageError
 from onnxlr.inspection import Inspection, inspect_layers
 from onnxlr.layers import find_layers
-from onnxlr.methods import options_for
 from onnxlr.model import Model, open_model
 from onnxlr.model.saving import check_output
 from onnxlr.plan import Plan
-from onnxlr.planning import Request, Selection, make_plan, take_plan
+from onnxlr.planning import AutoRequest, Request, Selection, make_plan, take_plan
+from onnxlr.planning.asking import Aims, request_of
 from onnxlr.progress import Progress, silent
 from onnxlr.statistics import Statistics
 from onnxlr.verification import DEFAULT_TOLERANCE, Report, Tolerance
@@ -106,7 +107,7 @@ def observe(
 def plan(
     model: ModelSource,
     *,
-    method: str = "svd",
+    method: str | None = None,
     layers: Sequence[str] = (),
     skip: Sequence[str] = (),
     format: str | None = None,
@@ -124,6 +125,13 @@ def plan(
     mask: str | None = None,
     statistics: Statistics | str | Path | None = None,
     importance: ImportanceSource | None = None,
+    goal: str | None = None,
+    max_drop: Sequence[str] = (),
+    max_size: float | None = None,
+    max_latency: float | None = None,
+    cache: str | Path | None = None,
+    stock: bool = True,
+    jobs: int | None = None,
     seed: int = 0,
     isolate: bool = True,
     progress: Progress = silent,
@@ -147,23 +155,9 @@ def plan(
     ModelError
         If the model cannot be handled.
     """
+    arguments = dict(locals())
     opened = _open(model)
-    request = Request(
-        method,
-        options_for(method, options),
-        format,
-        activations,
-        target,
-        seed,
-        Selection(layers, skip),
-        group_size,
-        rounding,
-        metric,
-        solver,
-        bias_correction,
-        allocate,
-        sequential,
-    )
+    request = _request(arguments)
     sources = Sources(calibration, holdout, mask, statistics, importance)
     making = make_plan(opened, request, sources, partial(_reopen, model), isolate, progress)
     choices = {proposal.layer.name: proposal.choice for proposal in making.proposals}
@@ -175,7 +169,7 @@ def rewrite(
     output: str | Path | None = None,
     *,
     plan: Plan | str | Path | None = None,
-    method: str = "svd",
+    method: str | None = None,
     layers: Sequence[str] = (),
     skip: Sequence[str] = (),
     format: str | None = None,
@@ -193,8 +187,15 @@ def rewrite(
     mask: str | None = None,
     statistics: Statistics | str | Path | None = None,
     importance: ImportanceSource | None = None,
+    goal: str | None = None,
+    max_drop: Sequence[str] = (),
+    max_size: float | None = None,
+    max_latency: float | None = None,
+    cache: str | Path | None = None,
+    stock: bool = True,
+    jobs: int | None = None,
     seed: int = 0,
-    tolerance: str = DEFAULT_TOLERANCE,
+    tolerance: str | None = None,
     data: DataSource | None = None,
     require_change: bool = False,
     keep: bool = False,
@@ -213,7 +214,9 @@ def rewrite(
     plan
         A plan or its file, instead of `method`, `options` and what else a plan holds.
     method, **options
-        What approximates every layer, and how far: for `svd` and `ternary_svd` one of `rank`,
+        `auto`: for each layer what measurements say is best, see `goal`; this is what is done where
+        neither a method nor options of one are given. Otherwise what approximates every layer, and
+        how far: for `svd` and `ternary_svd` one of `rank`,
         `ratio`, `bits`, `energy`, `max_error` (default 0.05), for `ternary_svd` also
         `tolerance_spectral`, `fit` and `sweeps`; for `ternary` its `terms`.
     layers, skip
@@ -258,10 +261,28 @@ def rewrite(
     importance
         A `.npz` file, or arrays: the importance of each entry under a weight's name, and the
         covariance of output gradients under `<name>/output_covariance`.
+    goal
+        Of method `auto`: what is to be small, `size`, `latency` or `balanced` (both, if not given).
+    max_drop
+        Of method `auto`: what the outputs may lose on held-out calibration data, as
+        `measure=value`, one or more; `cosine=0.01` if nothing is asked. Measures are `cosine`,
+        `relout` (relative L2 distance), `top1` (share of rows whose largest entry moves) and
+        functions, `module:function`, that return a score for a model's path, the higher the better.
+    max_size, max_latency
+        Of method `auto`: fractions of the original's size and time on one thread. Given without
+        `max_drop`, the best outputs that keep to them are sought.
+    cache
+        Of method `auto`: file that measurements are kept in and taken from.
+    stock
+        Of method `auto`: whether what ONNX Runtime's own tools make is compared, and handed out
+        where it is better.
+    jobs
+        Of method `auto`: layers that are fitted side by side; one a processor if not given.
     seed
         Of methods, and of random inputs.
     tolerance
-        What every float output must hold against the original's, see `Tolerance`.
+        What every float output must hold against the original's, see `Tolerance`; if not given,
+        `cosine>=0.99`, or for method `auto` what `max_drop` says.
     data
         Inputs to compare on, see `load_feeds`; if not given, the first held-out runs of the
         calibration data, or random ones without any.
@@ -278,6 +299,8 @@ def rewrite(
     ------
     VerificationError
         If a proof fails; nothing is written unless `keep`.
+    GoalNotMetError
+        If method `auto` finds nothing that does what is asked.
     NothingRewrittenError
         If `require_change` and no layer was rewritten.
     UsageError, DataError, PlanError, OutputError
@@ -285,30 +308,19 @@ def rewrite(
     ModelError
         If the model cannot be handled.
     """
+    arguments = dict(locals())
     source = _open(model)
     file = _output(source, output, plan)
     check_files(data, signature(source))
-    request = Request(
-        method,
-        options_for(method, options),
-        format,
-        activations,
-        target,
-        seed,
-        Selection(layers, skip),
-        group_size,
-        rounding,
-        metric,
-        solver,
-        bias_correction,
-        allocate,
-        sequential,
-    )
+    request = _request(arguments)
+    outputs = [value.name for value in source.proto.graph.output]
+    held_to = _tolerance(tolerance, None if plan is not None else request)
+    held_to.check_outputs(outputs)
     sources = Sources(calibration, holdout, mask, statistics, importance)
     reopen = partial(_reopen, model)
     if plan is not None:
         given = plan if isinstance(plan, Plan) else Plan.read(Path(plan))
-        if options or request != Request(seed=seed):
+        if request != request_of(None, {}, vars(Request(seed=seed)), Aims()):
             raise UsageError(
                 "a plan says what to do: give either a plan, or a method with its options, layers, "
                 "format, metric, activations and target"
@@ -319,7 +331,7 @@ def rewrite(
     delivery = Delivery(source=source, reopen=reopen, output=file, making=making)
     if data is None and sources.calibration is not None:
         data = sources.held_out(source)
-    conditions = Conditions(Tolerance.parse(tolerance), data, seed, isolate, progress)
+    conditions = Conditions(held_to, data, seed, isolate, progress)
     return delivery.carry_out(conditions, require_change=require_change, keep=keep)
 
 
@@ -363,6 +375,24 @@ def verify(
         data = sources.held_out(opened)
     conditions = Conditions(Tolerance.parse(tolerance), data, seed, isolate, progress)
     return verify_files(opened, partial(_reopen, original), Path(rewritten), sources, conditions)
+
+
+def _request(arguments: Mapping[str, Any]) -> Request | AutoRequest:
+    """Return what the arguments of `plan` or `rewrite` ask for."""
+    names = {field.name for field in fields(Request)} - {"method", "options", "selection"}
+    fitting = {name: arguments[name] for name in names}
+    fitting["selection"] = Selection(arguments["layers"], arguments["skip"])
+    aims = Aims(**{field.name: arguments[field.name] for field in fields(Aims)})
+    return request_of(arguments["method"], arguments["options"], fitting, aims)
+
+
+def _tolerance(text: str | None, request: Request | AutoRequest | None) -> Tolerance:
+    """Return what outputs must hold: what is asked, or else what the planner is held to."""
+    if text is None:
+        text = DEFAULT_TOLERANCE
+        if isinstance(request, AutoRequest):
+            text = request.goal.tolerance
+    return Tolerance.parse(text)
 
 
 def _open(model: ModelSource) -> Model:

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from onnxlr.planning.auto.quantizers import dynamic_int8, matmul_nbits
 from tools.minilm import LINEARS, WORDS
-from tools.peers import dynamic_int8, matmul_4_bits
 
 __all__ = ["ROWS", "TERNARY_ROWS", "Again", "Ours", "Peer", "Row"]
 
@@ -51,7 +51,7 @@ PEERS: tuple[Row, ...] = (
     *(
         Peer(
             f"ORT MatMulNBits int4 b{block} {'symmetric' if symmetric else 'asymmetric'}",
-            partial(matmul_4_bits, block=block, symmetric=symmetric),
+            partial(matmul_nbits, block=block, symmetric=symmetric),
         )
         for block in (32, 128)
         for symmetric in (False, True)

@@ -126,8 +126,9 @@ class Experiment:
 
     def trained(self, fit: str) -> Row:
         """Return the network as trained with ternary layers."""
+        from onnxlr.training.files import TrainingFiles
         from onnxlr.training.loop import Schedule
-        from onnxlr.training.ternary.export import TernaryFiles, export_ternary
+        from onnxlr.training.ternary.export import export_ternary
         from onnxlr.training.ternary.layers import Manner
         from onnxlr.training.ternary.training import train_ternary_layers
         from onnxlr.training.ternary.wish import Wish
@@ -148,7 +149,7 @@ class Experiment:
         source = open_model(self.model)
         data = [{"image": image[:-HELD_OUT]}]
         trained = train_ternary_layers(source, data, wish, None, _progress(), proposals)
-        files = TernaryFiles.of(source, self.folder / f"trained-{fit}.onnx", None, None)
+        files = TrainingFiles.of(source, self.folder / f"trained-{fit}.onnx", None, None)
         written: list[Proposal] = []
 
         def deliver(exported: Exported) -> RewriteResult:

@@ -157,7 +157,7 @@ class Experiment:
             return
         training = self._svd(way)
         seconds, steps = 0.0, self.lengths.sparse + self.lengths.tune
-        if way.sparsity is not None or way.dense_first:
+        if way.sparsity is not None:
             start, steps = time.process_time(), self.lengths.tune
             with self.precision():
                 training.sparsify(self.training, self._schedule(self.lengths.sparse))
@@ -172,8 +172,7 @@ class Experiment:
             yield self._tuned(row, training.trainee(), steps, seconds)
 
     def _svd(self, way: Way) -> SvdTraining:
-        orthogonality = 0.0 if way.sparsity is None else 1.0
-        penalties = Penalties(orthogonality, way.weight, way.sparsity or "hoyer")
+        penalties = Penalties(1.0, way.weight, way.sparsity or "hoyer")
         request = SvdRequest(way.form or "channel", penalties, selection=Selection(LAYERS))
         return SvdTraining(onnxlr.open(self.file), request, Goal(cross_entropy))
 

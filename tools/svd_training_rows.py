@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
-    "BASES",
     "FULL",
     "MARK",
     "ORIGINAL",
@@ -26,14 +25,6 @@ __all__ = [
 ]
 
 MARK = "<!-- tables by tools/reproduce_svd_training.py -->"
-
-BASES = {
-    "dense, then truncated SVD": "SVD training less truncated SVD with as many steps before and "
-    "after the cut, points of accuracy",
-    "truncated SVD": "SVD training less truncated SVD with all steps after the cut, points of "
-    "accuracy",
-}
-"""What SVD training is compared with, and the headings of these tables."""
 
 ORIGINAL = "no factors"
 """Name of the row of the network itself, trained as long as the others."""
@@ -51,9 +42,6 @@ class Way:
         That convolutions are factored in; None for tensor decompositions.
     sparsity, weight
         Penalty on singular values of SVD training, and its weight; None for truncated SVD.
-    dense_first
-        Whether truncated SVD comes after as many steps without penalties as SVD training has with
-        them, so that both are trained equally long before and after ranks are cut.
     method, options
         Of `onnxlr.rewrite`, for tensor decompositions.
     """
@@ -62,19 +50,16 @@ class Way:
     form: str | None = None
     sparsity: str | None = None
     weight: float = 0.0
-    dense_first: bool = False
     method: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
 WAYS = (
-    Way("SVD training, Hoyer, channel", "channel", "hoyer", 0.1),
-    Way("SVD training, L1, channel", "channel", "l1", 0.03),
-    Way("dense, then truncated SVD, channel", "channel", dense_first=True),
+    Way("SVD training, Hoyer, channel", "channel", "hoyer", 0.03),
+    Way("SVD training, L1, channel", "channel", "l1", 0.01),
     Way("truncated SVD, channel", "channel"),
-    Way("SVD training, Hoyer, spatial", "spatial", "hoyer", 0.1),
-    Way("SVD training, L1, spatial", "spatial", "l1", 0.03),
-    Way("dense, then truncated SVD, spatial", "spatial", dense_first=True),
+    Way("SVD training, Hoyer, spatial", "spatial", "hoyer", 0.03),
+    Way("SVD training, L1, spatial", "spatial", "l1", 0.01),
     Way("truncated SVD, spatial", "spatial"),
     Way("tensor train (TT)", method="tensor_train"),
     Way("semi-tensor train (STT) t=2", method="semi_tensor_train", options={"t": 2}),
@@ -90,8 +75,8 @@ class Lengths:
     Attributes
     ----------
     sparse, tune
-        Steps with penalties, and after ranks were cut. What has no first stage is trained for as
-        many as both together.
+        Steps with penalties, and after ranks were cut; other ways are trained for as many as both
+        together.
     batch
         Images of a step.
     budgets
@@ -172,38 +157,26 @@ class Document:
             _line(row, whole) for budget in budgets for row in self.rows if row.budget == budget
         ]
         grids = [Grid(title, header, body)]
-        for base, words in BASES.items():
-            pairs = comparison(self.rows, base)
+        pairs = comparison(self.rows)
+        if pairs:
+            names = ["", *(f"{budget:g}" for budget in budgets if budget < 1)]
             lines = [
                 [form, *(pairs.get((form, b), "–") for b in budgets if b < 1)]
                 for form in dict.fromkeys(form for form, _ in pairs)
             ]
-            names = ["", *(f"{budget:g}" for budget in budgets if budget < 1)]
-            if lines:
-                grids.append(Grid(words, names, lines))
+            grids.append(Grid("SVD training less truncated SVD, points of accuracy", names, lines))
         return grids
 
 
-def comparison(rows: list[Outcome], base: str) -> dict[tuple[str, float], str]:
-    """Return by penalty and form, and by budget, how much better SVD training is than a base.
-
-    Parameters
-    ----------
-    base
-        One of `BASES`: what the names of ways begin with that it is compared with.
-
-    Returns
-    -------
-    dict
-        Points of accuracy.
-    """
+def comparison(rows: list[Outcome]) -> dict[tuple[str, float], str]:
+    """Return by penalty and form, and by budget, how much better SVD training is, in points."""
     tuned = {(row.name, row.budget): row.tuned for row in rows if row.tuned is not None}
     found = {}
     for way in WAYS:
         if way.sparsity is None:
             continue
         for name, budget in tuned:
-            plain = tuned.get((f"{base}, {way.form}", budget))
+            plain = tuned.get((f"truncated SVD, {way.form}", budget))
             if name == way.name and plain is not None:
                 what = name.removeprefix("SVD training, ")
                 found[what, budget] = f"{100 * (tuned[name, budget] - plain):+.2f}"

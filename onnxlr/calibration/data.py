@@ -19,6 +19,7 @@ __all__ = [
     "Batches",
     "DataSource",
     "check_files",
+    "is_function",
     "label_of",
     "load_feeds",
     "load_function",
@@ -116,7 +117,7 @@ def _mappings(
     elif files := _files(source):
         for file in files:
             yield str(file), _read_file(file, specs)
-    elif isinstance(source, str) and _is_function(source):
+    elif isinstance(source, str) and is_function(source):
         for position, arrays in enumerate(_call(source)):
             yield from _from_item(arrays, f"{source}, item {position}")
     else:
@@ -206,7 +207,8 @@ def _single(array: np.ndarray, path: Path, specs: Sequence[InputSpec]) -> Mappin
     return {specs[0].name: array}
 
 
-def _is_function(source: str) -> bool:
+def is_function(source: str) -> bool:
+    """Return whether a text has the form `module:function`."""
     module, separator, function = source.partition(":")
     return bool(separator) and function.isidentifier() and module.replace(".", "").isidentifier()
 
@@ -219,7 +221,7 @@ def load_function(source: str) -> Callable[..., Any]:
     DataError
         If it cannot be imported, or is no function.
     """
-    if not _is_function(source):
+    if not is_function(source):
         raise DataError(f"{source}: expected module:function")
     module_name, _, function_name = source.partition(":")
     if os.getcwd() not in sys.path:  # noqa: PTH109

@@ -12,7 +12,7 @@ from onnxlr.calibration.signature import Feeds, InputSpec
 from onnxlr.errors import UsageError
 from onnxlr.runtime import read_arrays, store_arrays
 
-__all__ = ["Division", "check_holdout", "divide", "held_out"]
+__all__ = ["Division", "check_holdout", "divide", "fitted", "held_out"]
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,37 @@ def held_out(
     DataError
         As `load_feeds` does.
     """
+    return _first(data, holdout, specs, batch, most, held=True)
+
+
+def fitted(
+    data: DataSource, holdout: float | DataSource, specs: Sequence[InputSpec], batch: int, most: int
+) -> Batches:
+    """Return the first runs that are not held out, at most `most`.
+
+    Raises
+    ------
+    DataError
+        As `load_feeds` does.
+    """
+    return _first(data, holdout, specs, batch, most, held=False)
+
+
+def _first(
+    data: DataSource,
+    holdout: float | DataSource,
+    specs: Sequence[InputSpec],
+    batch: int,
+    most: int,
+    held: bool,
+) -> Batches:
     with tempfile.TemporaryDirectory(prefix="onnxlr-held-out-") as name:
         division = divide(Path(name), data, holdout, specs, batch)
         pairs = zip(division.files, division.held, strict=True)
-        held = [file for file, is_held in pairs if is_held]
-        feeds = [read_arrays(Path(file)) for file in (held or division.files)[:most]]
-    words = "held-out inputs" if held else "inputs (none are held out)"
+        meant = [file for file, is_held in pairs if is_held == held]
+        feeds = [read_arrays(Path(file)) for file in (meant or division.files)[:most]]
+    words = "inputs (none are held out)" if held and not meant else "inputs"
+    words = "held-out inputs" if held and meant else words
     return Batches(feeds, f"{words} of {label_of(data)}")
 
 

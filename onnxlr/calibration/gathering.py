@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxlr.calibration.data import Batches, DataSource
-from onnxlr.calibration.division import held_out
+from onnxlr.calibration.division import fitted, held_out
 from onnxlr.calibration.importance import Importance, ImportanceSource, load_importance
 from onnxlr.calibration.observation import RUN_SAMPLES, observe
-from onnxlr.calibration.signature import signature
+from onnxlr.calibration.signature import InputSpec, signature
 from onnxlr.errors import UsageError
 from onnxlr.evidence import Knowledge
 from onnxlr.layers import Layer, layer_keys
@@ -59,12 +59,26 @@ class Sources:
         """Whether there is something to know the layers' inputs by."""
         return self.calibration is not None or self.statistics is not None
 
-    def held_out(self, model: Model, most: int = _COMPARED) -> Batches:
-        """Return the first held-out runs of the calibration data, to compare models on."""
+    def held_out(self, model: Model, most: int = _COMPARED, samples: int = RUN_SAMPLES) -> Batches:
+        """Return the first held-out runs of the calibration data, to compare models on.
+
+        Parameters
+        ----------
+        most
+            Runs.
+        samples
+            Most samples of a run.
+        """
+        return held_out(*self._divided(model), samples, most)
+
+    def fitted(self, model: Model, most: int = _COMPARED) -> Batches:
+        """Return the first runs of the calibration data that are not held out."""
+        return fitted(*self._divided(model), RUN_SAMPLES, most)
+
+    def _divided(self, model: Model) -> tuple[DataSource, float | DataSource, list[InputSpec]]:
         if self.calibration is None:
             raise ValueError("there is no calibration data")
-        specs = signature(model)
-        return held_out(self.calibration, self.holdout, specs, RUN_SAMPLES, most)
+        return self.calibration, self.holdout, signature(model)
 
     def check(self) -> None:
         """Refuse sources that contradict each other; raises UsageError."""

@@ -42,12 +42,20 @@ class Feedback:
 
     @classmethod
     def of(cls, hessian: Matrix) -> Feedback:
-        """Return the feedback of a covariance `(inputs, inputs)`."""
+        """Return the feedback of a covariance `(inputs, inputs)`.
+
+        With its rows and columns in reverse order, the covariance is `L Lᵀ`; `L⁻¹`, back in order,
+        is upper triangular and the root asked for, without the inverse itself.
+        """
         size = len(hessian)
         scale = float(np.trace(hessian)) / size
-        damped = hessian + np.eye(size) * (DAMPING * scale if scale > 0 else 1.0)
-        inverse = linalg.cho_solve(linalg.cho_factor(damped, lower=True), np.eye(size))
-        return cls(damped, np.asarray(linalg.cholesky((inverse + inverse.T) / 2, lower=False)))
+        damped = np.array(hessian, dtype=np.float64)
+        damped[np.diag_indices(size)] += DAMPING * scale if scale > 0 else 1.0
+        lower = linalg.cholesky(damped[::-1, ::-1], lower=True)
+        inverse, status = linalg.lapack.dtrtri(lower, lower=1)
+        if status:
+            raise linalg.LinAlgError(f"a triangle of {size} rows is singular")
+        return cls(damped, np.ascontiguousarray(inverse[::-1, ::-1]))
 
 
 def round_with_feedback(

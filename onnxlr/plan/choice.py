@@ -54,6 +54,8 @@ class Choice:
         What the data may be computed in.
     reason
         Why, for the reader; never acted upon.
+    rejected
+        What else was measured, and why it was not chosen; for the reader as well.
     """
 
     method: str
@@ -67,6 +69,7 @@ class Choice:
     bias_correction: bool = False
     solver: str | None = None
     shrinkage: float | None = None
+    rejected: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.options is _UNSET:
@@ -136,6 +139,8 @@ class Choice:
             entry["activations"] = self.activations
         if self.reason is not None:
             entry["reason"] = self.reason
+        if self.rejected:
+            entry["rejected"] = dict(self.rejected)
         return entry
 
     @classmethod
@@ -151,9 +156,12 @@ class Choice:
             raise
         except UsageError as error:
             raise PlanError(f"{where}: {error}") from None
-        reason = values.get("reason")
+        reason, rejected = values.get("reason"), values.get("rejected")
         if reason is not None:
             text_of(reason, f"{where}.reason")
+        if rejected is not None:
+            rejected = object_of(rejected, f"{where}.rejected", None)
+            rejected = {n: text_of(t, f"{where}.rejected['{n}']") for n, t in rejected.items()}
         return cls(
             name,
             options,
@@ -167,6 +175,7 @@ class Choice:
             ),
             solver=one_of_or_none(values.get("solver"), SOLVERS, f"{where}.solver"),
             shrinkage=part_of(values.get("shrinkage"), f"{where}.shrinkage"),
+            rejected=rejected,
             **_encoding(values, where, method),
         )
 

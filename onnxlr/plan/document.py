@@ -93,9 +93,16 @@ class Plan:
         return found
 
     def dumps(self, indent: int | None = 2) -> str:
-        """Return the plan as text; `indent=None` is the compact form stored in a model."""
+        """Return the plan as text; `indent=None` is the compact form stored in a model.
+
+        That one does not say what else was measured: it can be longer than a small model.
+        """
+        values = self.to_json()
+        if indent is None:
+            for entry in values["layers"].values():
+                entry.pop("rejected", None)
         separators = None if indent else (",", ":")
-        return json.dumps(self.to_json(), indent=indent, separators=separators, ensure_ascii=False)
+        return json.dumps(values, indent=indent, separators=separators, ensure_ascii=False)
 
     @classmethod
     def loads(cls, text: str, name: str = "plan") -> Plan:

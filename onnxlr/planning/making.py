@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from onnxlr.calibration import Sources, gather
 from onnxlr.errors import UsageError
@@ -12,6 +13,9 @@ from onnxlr.layers import Layer, find_layers
 from onnxlr.model import Model
 from onnxlr.plan import Choice, Plan, Proposal
 from onnxlr.planning.allocation import allocate
+from onnxlr.planning.auto.auto import plan_automatically
+from onnxlr.planning.auto.report import Findings
+from onnxlr.planning.auto.request import AutoRequest
 from onnxlr.planning.ordering import OrderTask, in_fastest_order
 from onnxlr.planning.request import Request
 from onnxlr.planning.sequential import SequentialTask, fit_in_sequence
@@ -39,6 +43,12 @@ class Making:
     observed
         Layers that were observed, None for all that can be rewritten: what others hand out changes
         how the runtime fuses nodes, and with that the last bits.
+    findings
+        What method `auto` measured; None for others.
+    ready
+        File of a model to hand out in place of the plan's, which is worse; None where that is best.
+    folder
+        Keeps files until the making is gone.
     """
 
     proposals: Iterable[Proposal]
@@ -47,6 +57,9 @@ class Making:
     sequential: bool
     knowledge: Knowledge
     observed: tuple[str, ...] | None = None
+    findings: Findings | None = None
+    ready: Path | None = None
+    folder: object = None
 
     def plan(self, choices: Mapping[str, Choice], source_sha256: str) -> Plan:
         """Return the plan of all choices."""
@@ -66,7 +79,7 @@ class Making:
 
 def make_plan(
     model: Model,
-    request: Request,
+    request: Request | AutoRequest,
     sources: Sources,
     reopen: Callable[[], Model],
     isolate: bool = True,
@@ -81,6 +94,8 @@ def make_plan(
     ModelError
         If the model cannot be run on the calibration data.
     """
+    if isinstance(request, AutoRequest):
+        return _automatic(model, request, sources, reopen, isolate, progress)
     request.check()
     layers = find_layers(model)
     request.selection.check(layers)
@@ -104,10 +119,39 @@ def make_plan(
         whole = WholeTask(model, request, knowledge, sources, reopen, isolate, progress)
         fitted = propose(model, layers, request, knowledge, progress, options)
         proposals = judge_by_whole(whole, in_fastest_order(orders, fitted))
-    observed: tuple[str, ...] | None = tuple(layer.name for layer in meant)
-    if sources.statistics is not None or len(meant) == sum(layer.skip is None for layer in layers):
-        observed = None
+    observed = _observed(layers, [layer.name for layer in meant], sources)
     return Making(proposals, request.target, request.seed, request.sequential, knowledge, observed)
+
+
+def _automatic(
+    model: Model,
+    request: AutoRequest,
+    sources: Sources,
+    reopen: Callable[[], Model],
+    isolate: bool,
+    progress: Progress,
+) -> Making:
+    """Return the making of the plan that measurements say is best."""
+    found = plan_automatically(model, request, sources, reopen, isolate, progress)
+    return Making(
+        found.proposals,
+        request.target,
+        request.seed,
+        False,
+        found.knowledge,
+        _observed(find_layers(model), found.meant, sources),
+        found.findings,
+        found.ready,
+        found.folder,
+    )
+
+
+def _observed(
+    layers: Sequence[Layer], meant: Sequence[str], sources: Sources
+) -> tuple[str, ...] | None:
+    """Return which layers were observed, None for all that can be rewritten."""
+    everything = len(meant) == sum(layer.skip is None for layer in layers)
+    return None if everything or sources.statistics is not None else tuple(meant)
 
 
 def take_plan(

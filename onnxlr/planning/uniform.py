@@ -16,7 +16,7 @@ from onnxlr.planning.request import Request
 from onnxlr.progress import Progress, silent
 from onnxlr.rewriting import adjusted, emitted_bytes, released_bytes
 
-__all__ = ["kept", "propose", "propose_one"]
+__all__ = ["fit_layer", "kept", "propose", "propose_fit", "propose_one", "setting_of"]
 
 
 def propose(
@@ -69,19 +69,56 @@ def propose_one(
     evidence
         What is known of it, instead of what `knowledge` has.
     """
-    weight = read_weight(model, layer)
     known = knowledge.of(layer) if evidence is None else evidence
-    setting = replace(Setting.for_layer(layer, request.encoding, request.seed), progress=progress)
-    recipe = request.recipe(known.default_metric)
     try:
-        method = find_method(request.method)
-        fit = fit_best(method, weight, request.options, setting, known, recipe)
-        proposal, size = _written(model, layer, request, fit, knowledge.of(layer))
+        fit = fit_layer(model, layer, request, known, progress)
     except UsageError as error:
         why = str(error)
         if known.fit is None and "needs statistics" in why:
             why = f"{why}: {knowledge.why_unobserved(layer)}"
         return Proposal(layer, Choice("keep", reason=why))
+    return propose_fit(model, layer, request, fit, knowledge.of(layer))
+
+
+def fit_layer(
+    model: Model,
+    layer: Layer,
+    request: Request,
+    evidence: Evidence,
+    progress: Progress = silent,
+) -> Fit:
+    """Fit one layer; what its data is computed in plays no part.
+
+    Raises
+    ------
+    UsageError
+        If the method cannot do what is asked with this layer.
+    """
+    weight = read_weight(model, layer)
+    setting, recipe = setting_of(layer, request), request.recipe(evidence.default_metric)
+    setting, method = replace(setting, progress=progress), find_method(request.method)
+    return fit_best(method, weight, request.options, setting, evidence, recipe)
+
+
+def setting_of(layer: Layer, request: Request) -> Setting:
+    """Return what a method is told of a layer."""
+    return Setting.for_layer(layer, request.encoding, request.seed)
+
+
+def propose_fit(
+    model: Model, layer: Layer, request: Request, fit: Fit, evidence: Evidence
+) -> Proposal:
+    """Return the proposal of a fit; to keep the layer where it cannot be written or does not pay.
+
+    Parameters
+    ----------
+    evidence
+        What was seen of the layer in the original model.
+    """
+    try:
+        proposal, size = _written(model, layer, request, fit, evidence)
+    except UsageError as error:
+        return Proposal(layer, Choice("keep", reason=str(error)))
     if reason := _does_not_pay(layer, proposal.choice, size):
         return Proposal(layer, Choice("keep", reason=reason))
     return proposal

@@ -16,6 +16,7 @@ from onnxlr.reporting.cells import (
     size_of,
     table_of,
 )
+from onnxlr.reporting.findings import print_findings
 from onnxlr.reporting.footprint import print_footprints
 from onnxlr.reporting.proofs import print_report
 from onnxlr.reporting.records import print_records
@@ -95,6 +96,8 @@ def print_statistics(console: Console, statistics: Statistics) -> None:
 def print_rewrite(console: Console, result: RewriteResult) -> None:
     """Print what became of each layer, the proofs, what was measured, and the sizes."""
     print_records(console, result.layers)
+    if result.findings is not None:
+        print_findings(console, result.findings)
     if result.report is not None:
         print_report(console, result.report)
     if result.footprints is not None:

@@ -8,7 +8,7 @@ from onnxlr.runtime.footprint import (
     ModelFile,
     measure_footprints,
 )
-from onnxlr.runtime.jobs import LEVELS, Job, Outcome, run_job, run_task
+from onnxlr.runtime.jobs import LEVELS, Job, Outcome, run_job, run_task, run_tasks
 from onnxlr.runtime.latency import Latency, Race, measure_latency
 from onnxlr.runtime.library import OpsDescription, describe_ops, get_library_path, register_ops
 from onnxlr.runtime.sessions import session
@@ -36,6 +36,7 @@ __all__ = [
     "run_job",
     "run_model",
     "run_task",
+    "run_tasks",
     "session",
     "store_arrays",
     "store_runs",

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -21,7 +22,7 @@ from onnxlr.errors import RuntimeFailureError
 from onnxlr.runtime.child import perform
 from onnxlr.runtime.execution import LEVELS, ExecutionError
 
-__all__ = ["LEVELS", "Job", "Outcome", "Task", "run_job", "run_task"]
+__all__ = ["LEVELS", "Job", "Outcome", "Task", "run_job", "run_task", "run_tasks"]
 
 
 _WATCH = """
@@ -136,39 +137,131 @@ def run_task(task: Task, name: str, isolate: bool = True) -> dict[str, Any]:
         raise RuntimeFailureError(f"{name}: {error}") from None
 
 
+def run_tasks(
+    tasks: Sequence[Task], name: str, jobs: int, isolate: bool = True
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Perform tasks side by side; yield the number of each that is done, with its answer.
+
+    Parameters
+    ----------
+    jobs
+        Child processes at a time; the processors are divided among them.
+    isolate
+        Whether to use child processes; without, one task is performed after the other.
+
+    Raises
+    ------
+    RuntimeFailureError
+        If a task fails, or its process dies; the others are ended then.
+    """
+    if not isolate:
+        for number, task in enumerate(tasks):
+            yield number, run_task(task, name, isolate=False)
+        return
+    threads = max((os.cpu_count() or 1) // max(jobs, 1), 1)
+    waiting = list(enumerate(tasks))
+    running: dict[int, _Child] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < max(jobs, 1):
+                number, task = waiting.pop(0)
+                running[number] = _Child(task, threads)
+            ended = [number for number, child in running.items() if child.has_ended]
+            for number in ended:
+                yield number, running.pop(number).answer(name)
+            if not ended:
+                time.sleep(_POLL)
+    finally:
+        for child in running.values():
+            child.end()
+
+
+_POLL = 0.01
+"""Seconds between two looks at children that run side by side."""
+
+
 def _run_in_child(work: Task, name: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="onnxlr-job-") as folder:
-        task, answer = Path(folder, "task.json"), Path(folder, "answer.json")
+    child = _Child(work)
+    try:
+        return child.answer(name)
+    finally:
+        child.end()
+
+
+class _Child:
+    """A process that performs a task, with its files.
+
+    Parameters
+    ----------
+    work
+        The task.
+    threads
+        Of libraries that compute; as many as they like if not given.
+    """
+
+    def __init__(self, work: Task, threads: int | None = None) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="onnxlr-job-")
+        folder = Path(self._folder.name)
+        task, self._answer = folder / "task.json", folder / "answer.json"
         content = {"function": work.function, "arguments": asdict(work)}
         task.write_text(json.dumps(content), encoding="utf-8")
-        command = [sys.executable, "-c", _PROGRAM, str(task), str(answer)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        reading, writing = os.pipe()
+        if threads is not None:
+            environment |= dict.fromkeys(_THREADS, str(threads))
+        reading, self._alive = os.pipe()
+        self._said = (folder / "said").open("w+", encoding="utf-8", errors="replace")
         try:
-            done = subprocess.run(
-                command,
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, str(task), str(self._answer)],
                 stdin=reading,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                check=False,
+                stdout=subprocess.DEVNULL,
+                stderr=self._said,
                 env=environment,
             )
+        except BaseException:
+            os.close(self._alive)
+            raise
         finally:
             os.close(reading)
-            os.close(writing)
-        if not answer.exists():
-            raise RuntimeFailureError(f"{name}: {_cause_of_death(done)}")
-        values: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    if "error" in values:
-        raise RuntimeFailureError(f"{name}: {values['error']}")
-    return values
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is done, or dead."""
+        return self._process.poll() is not None
+
+    def answer(self, name: str) -> dict[str, Any]:
+        """Wait for the answer; raises RuntimeFailureError where there is none."""
+        self._process.wait()
+        try:
+            if not self._answer.exists():
+                raise RuntimeFailureError(f"{name}: {self._cause_of_death()}")
+            values: dict[str, Any] = json.loads(self._answer.read_text(encoding="utf-8"))
+        finally:
+            self.end()
+        if "error" in values:
+            raise RuntimeFailureError(f"{name}: {values['error']}")
+        return values
+
+    def end(self) -> None:
+        """End the process, if it still runs, and remove its files; may be called again."""
+        if self._said.closed:
+            return
+        self._process.kill()
+        self._process.wait()
+        os.close(self._alive)
+        self._said.close()
+        self._folder.cleanup()
+
+    def _cause_of_death(self) -> str:
+        self._said.seek(0)
+        last = (self._said.read().strip().splitlines() or ["no message"])[-1]
+        code = self._process.returncode
+        if code >= 0:
+            return f"the process that runs it ended with code {code}: {last}"
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"the process that runs it was ended by {name}{hint}: {last}"
 
 
-def _cause_of_death(done: subprocess.CompletedProcess[str]) -> str:
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    if done.returncode >= 0:
-        return f"the process that runs it ended with code {done.returncode}: {last}"
-    name = signal.Signals(-done.returncode).name
-    hint = " (out of memory?)" if name == "SIGKILL" else ""
-    return f"the process that runs it was ended by {name}{hint}: {last}"
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Variables that tell libraries how many threads to compute with."""

@@ -10,11 +10,19 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxlr.calibration import Sources
-from onnxlr.layers import find_layers
+from onnxlr.layers import find_layers, read_weight
 from onnxlr.methods import Setting, Svd, SvdOptions, find_method
 from onnxlr.model import Model, open_model
 from onnxlr.plan import Choice, Proposal
-from onnxlr.planning.alone import Alone, data_shape, sizes_of_symbols, write_alone
+from onnxlr.planning.alone import (
+    Alone,
+    Data,
+    data_shape,
+    sizes_of_symbols,
+    write_alone,
+    write_original,
+)
+from onnxlr.stages import Adjustment
 from tests.onelayer import distance, model_of
 from tests.onelayer import run as run_model
 
@@ -97,6 +105,184 @@ def test_a_small_model_computes_what_the_layer_does(case: str) -> None:
         constants["w"] = stored
         (expected,) = run_model(model_of([node], {"x": x}, ["y"], constants), {"x": x})
     assert distance(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_original_alone_computes_what_the_model_does(case: str) -> None:
+    """The bias of the model is zero, as that of the small model."""
+    node, x, weight, _ = CASES[case]
+    constants = {"w": weight}
+    if "b" in node.input:
+        constants["b"] = np.zeros(8 if node.op_type == "Conv" else 7, np.float32)
+    model = model_of([node], {"x": x}, ["y"], constants)
+    opened = open_model(model)
+    small = write_original(find_layers(opened)[0], opened, {})
+    assert (small.shape, small.data, small.rows) == (x.shape, "x", None)
+    assert [n.op_type for n in small.model.proto.graph.node] == [node.op_type]
+    (found,), (expected,) = (run_model(m, {"x": x}) for m in (small.model.proto, model))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_original_whose_weight_is_moved_and_cast_first(dtype: str) -> None:
+    nodes = [
+        helper.make_node("Transpose", ["w"], ["t"], perm=[1, 0]),
+        helper.make_node("Cast", ["t"], ["c"], to=TensorProto.FLOAT),
+        matmul("x", "c"),
+    ]
+    x, w = normal(5, 12), normal(7, 12, dtype=dtype)
+    model = open_model(model_of(nodes, {"x": x}, ["y"], {"w": w}))
+    small = write_original(find_layers(model)[0], model, {})
+    (found,) = run_model(small.model.proto, {"x": x})
+    assert distance(found, x @ w.T.astype(np.float32)) < 1e-6
+
+
+def test_a_bias_is_left_out_of_the_original() -> None:
+    node = helper.make_node("Gemm", ["w", "x", "b"], ["y"], "layer", alpha=0.5)
+    x, w = normal(12, 5), normal(7, 12)
+    model = open_model(model_of([node], {"x": x}, ["y"], {"w": w, "b": normal(7, 1)}))
+    small = write_original(find_layers(model)[0], model, {})
+    (found,) = run_model(small.model.proto, {"x": x})
+    assert distance(found, 0.5 * w @ x) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("bias", "first", "is_part"),
+    [
+        (normal(7), False, True),
+        (normal(7), True, True),
+        (normal(1, 7), False, True),
+        (normal(1), False, False),
+        (None, False, False),
+    ],
+)
+def test_the_node_that_adds_a_bias_is_part_of_both(bias: Any, first: bool, is_part: bool) -> None:
+    """Its numbers are zeros, so that a bias correction is all that is added."""
+    add = helper.make_node("Add", ["b", "p"] if first else ["p", "b"], ["y"])
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["p"], "layer"), add]
+    x, w, correction = normal(5, 12), normal(12, 7), normal(7, seed=5)
+    inputs = {"x": x} if bias is not None else {"x": x, "b": normal(7)}
+    constants = {"w": w} if bias is None else {"w": w, "b": bias}
+    model = open_model(model_of(nodes, inputs, ["y"], constants))
+    plain = proposal_of(model)
+    fixed = Proposal(plain.layer, plain.choice, plain.chain, (Adjustment(correction),))
+    original = write_original(plain.layer, model, {})
+    assert len(original.model.proto.graph.node) == 1 + is_part
+    dense = plain.chain.reconstruct().astype(np.float32)
+    for small, expected in (
+        (original, x @ w),
+        (write_alone(plain, model, "onnx", {}), x @ dense),
+        (write_alone(fixed, model, "onnx", {}), x @ dense + correction),
+    ):
+        (found,) = run_model(small.model.proto, {"x": x})
+        assert distance(found, expected) < 1e-5
+    structures = {write_alone(p, model, "onnx", {}).structure for p in (plain, fixed)}
+    assert len(structures) == (1 if is_part else 2)
+
+
+def test_the_model_of_a_layer_is_left_as_it_was() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"], "layer"),
+        helper.make_node("Add", ["p", "b"], ["y"]),
+    ]
+    constants = {"w": normal(12, 7), "b": normal(7)}
+    model = open_model(model_of(nodes, {"x": normal(5, 12)}, ["y"], constants))
+    before = model.proto.SerializeToString()
+    proposal = proposal_of(model)
+    write_original(proposal.layer, model, {})
+    write_alone(proposal, model, "onnx", {})
+    assert model.proto.SerializeToString() == before
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def table_of(indices: Any, dims: Any = ("n", "m")) -> Model:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(indices))
+    x = helper.make_tensor_value_info("x", kind, dims)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, (*dims, 64))
+    node = helper.make_node("Gather", ["t", "x"], ["y"], "layer")
+    weight = onnx.numpy_helper.from_array(normal(40, 64), "t")
+    graph = helper.make_graph([node], "g", [x], [y], [weight])
+    opsets = [helper.make_opsetid("", 17)]
+    return open_model(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+
+
+def quantized(model: Model, format: str) -> Proposal:
+    (layer,) = find_layers(model)
+    method, setting = find_method("quantize"), Setting.for_layer(layer, format)
+    chain = method.factorize(read_weight(model, layer), method.options(), setting)
+    return Proposal(layer, Choice("quantize", format=format), chain)
+
+
+@pytest.mark.parametrize("indices", [np.int64, np.int32])
+@pytest.mark.parametrize("format", [None, "int8", "int4"])
+def test_tables_take_rows_by_random_indices(indices: Any, format: str | None) -> None:
+    model = table_of(indices)
+    proposal = quantized(model, format or "int8")
+    if format is None:
+        small = write_original(proposal.layer, model, {"n": 1})
+        rows = normal(40, 64)
+    else:
+        small = write_alone(proposal, model, "onnx", {"n": 1})
+        rows = proposal.chain.reconstruct()
+    feed = small.feed()["x"]
+    assert (small.shape, small.dtype, small.rows) == ((1, 32), np.dtype(indices), 40)
+    assert (feed.shape, feed.dtype) == ((1, 32), np.dtype(indices))
+    assert 0 <= feed.min() < feed.max() < 40
+    assert len(np.unique(feed)) > 10
+    (found,) = run_model(small.model.proto, {"x": feed})
+    assert distance(found, rows[feed]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("dims", "sizes", "expected"),
+    [
+        ((None, None), {}, (1, 32)),
+        (("n", "m"), {"m": 9}, (1, 9)),
+        ((None,), {}, (32,)),
+        ((3, 5, None), {}, (3, 5, 32)),
+        ((), {}, ()),
+    ],
+)
+def test_shapes_of_indices(dims: Any, sizes: Any, expected: Any) -> None:
+    (layer,) = find_layers(table_of(np.int64, dims))
+    assert data_shape(layer, sizes) == expected
+
+
+# --- data that was seen --------------------------------------------------------------------------
+
+
+def test_data_that_was_seen_is_declared_as_the_model_does() -> None:
+    """As far as that is true: a size that is another in some run is not declared."""
+    model = model_of([matmul("x", "w")], {"x": normal(2, 9, 12)}, ["y"], {"w": normal(12, 7)})
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    opened = open_model(model)
+    proposal = proposal_of(opened)
+    for seen, declared in (
+        (((4, 9, 12),), ["batch", 9, 12]),
+        (((4, 9, 12), (3, 5, 12)), ["batch", None, 12]),
+        (((3, 5, 12),), ["batch", None, 12]),
+    ):
+        data = Data(seen, np.dtype(np.float32))
+        small = write_alone(proposal, opened, "onnx", {}, data)
+        original = write_original(proposal.layer, opened, {}, data)
+        assert small.shape == original.shape == seen[0]
+        for alone in (small, original):
+            dims = alone.model.proto.graph.input[0].type.tensor_type.shape.dim
+            assert [d.dim_param or d.dim_value or None for d in dims] == declared
+            for shape in seen:
+                assert run_model(alone.model.proto, {"x": normal(*shape)})[0].shape[:2] == shape[:2]
+
+
+def test_data_of_a_rank_that_is_not_the_declared_one() -> None:
+    opened = open_model(
+        model_of([matmul("x", "w")], {"x": normal(5, 12)}, ["y"], {"w": normal(12, 7)})
+    )
+    data = Data(((2, 5, 12),), np.dtype(np.float32))
+    small = write_original(find_layers(opened)[0], opened, {}, data)
+    assert run_model(small.model.proto, small.feed())[0].shape == (2, 5, 7)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
@@ -240,3 +426,30 @@ def test_feeds_are_the_same_each_time() -> None:
         model_of([matmul("x", "w")], {"x": normal(5, 12)}, ["y"], {"w": normal(12, 7)})
     )
     np.testing.assert_array_equal(small.feed()["x"], small.feed()["x"])
+
+
+def test_structures_know_what_is_declared() -> None:
+    """What a runtime makes of a node can depend on it."""
+    model = model_of([matmul("x", "w")], {"x": normal(4, 12)}, ["y"], {"w": normal(12, 7)})
+    found = set()
+    for symbol in ("n", "m", ""):
+        for value in (model.graph.input[0], model.graph.output[0]):
+            dim = value.type.tensor_type.shape.dim[0]
+            dim.dim_value = 4
+            if symbol:
+                dim.dim_param = symbol
+        opened = open_model(model)
+        data = Data(((4, 12),), np.dtype(np.float32))
+        found.add(write_original(find_layers(opened)[0], opened, {}, data).structure)
+    assert len(found) == 2
+
+
+def test_contents_know_weights_and_no_names() -> None:
+    def content(seed: int, name: str) -> str:
+        node = helper.make_node("MatMul", [f"{name}.x", f"{name}.w"], ["y"], name)
+        constants = {f"{name}.w": normal(12, 7, seed=seed)}
+        model = open_model(model_of([node], {f"{name}.x": normal(5, 12)}, ["y"], constants))
+        return write_original(find_layers(model)[0], model, {}).content
+
+    assert content(0, "one") == content(0, "other")
+    assert content(0, "one") != content(1, "one")

@@ -11,7 +11,6 @@ import pytest
 
 from tools.reproduce_svd_training import MODEL, main
 from tools.svd_training_rows import (
-    BASES,
     FULL,
     MARK,
     ORIGINAL,
@@ -34,7 +33,6 @@ FOUND = Document(
         Outcome(ORIGINAL, 1.0, 30_000_000, 270_000, None, 0.93, 0.935, 12.0),
         Outcome(SPATIAL[0], 0.5, 15_000_000, 140_000, 0.25, 0.5, 0.9125, 20.0),
         Outcome(SPATIAL[1], 0.5, 15_000_000, 140_000, 0.5, 0.6, 0.9, 18.0),
-        Outcome(f"dense, then {SPATIAL[1]}", 0.5, 15_000_000, 140_000, 0.5, 0.7, 0.875, 18.0),
         Outcome("tensor train (TT)", 0.5, problem="rank [1] is too large"),
     ],
 )
@@ -50,21 +48,16 @@ def test_figures_are_written_and_read_as_they_are(tmp_path):
 
 
 def test_tables():
-    grid, equal, differences = FOUND.grids()
+    grid, differences = FOUND.grids()
     assert grid.title == "Accuracy against multiply-adds: 3 + 4 steps of 5 images, seed 6"
     assert grid.rows == [
         [ORIGINAL, "30.00", "1.000", "270.0", "", "0.9300", "0.9350", "12"],
         [f"{SPATIAL[0]}, 0.5", "15.00", "0.500", "140.0", "0.250", "0.5000", "0.9125", "20"],
         [f"{SPATIAL[1]}, 0.5", "15.00", "0.500", "140.0", "0.500", "0.6000", "0.9000", "18"],
-        [
-            *(f"dense, then {SPATIAL[1]}, 0.5", "15.00", "0.500", "140.0", "0.500"),
-            *("0.7000", "0.8750", "18"),
-        ],
         ["tensor train (TT), 0.5 (refused)", *["–"] * 7],
     ]
     assert differences.header == ["", "0.5"]
     assert differences.rows == [["L1, spatial", "+1.25"]]
-    assert equal.rows == [["L1, spatial", "+3.75"]]
 
 
 def test_only_the_same_form_at_the_same_budget_is_compared():
@@ -73,15 +66,14 @@ def test_only_the_same_form_at_the_same_budget_is_compared():
         Outcome(SPATIAL[1], 0.25, tuned=0.8),
         Outcome("truncated SVD, channel", 0.5, tuned=0.8),
     ]
-    assert all(comparison(rows, base) == {} for base in BASES)
+    assert comparison(rows) == {}
 
 
 def test_every_way_of_svd_training_has_its_plain_one():
     forms = {way.form for way in WAYS if way.sparsity is not None}
     assert forms == {"channel", "spatial"}
     assert {way.sparsity for way in WAYS if way.sparsity} == {"l1", "hoyer"}
-    names = {way.name for way in WAYS}
-    assert {f"{base}, {form}" for form in forms for base in BASES} <= names
+    assert {f"truncated SVD, {form}" for form in forms} <= {way.name for way in WAYS}
     assert set(QUICK.budgets) <= set(FULL.budgets)
 
 
@@ -127,11 +119,10 @@ def few_images(monkeypatch):
 def test_quick_run_on_few_images(few_images, tmp_path, capsys):
     file, page = tmp_path / "found.json", tmp_path / "page.md"
     small = ["--quick", "--sparse", "1", "--tune", "1", "--batch", "4", "--threads", "1"]
-    asked = [*small, "--ways", "*L1, spatial", "*trunc*spatial", "semi-tensor train*"]
+    asked = [*small, "--ways", "*L1, spatial", "trunc*spatial", "semi-tensor train*"]
     assert main([*asked, "--json", str(file), "--write", str(page)]) == 0
     rows = {row.name: row for row in Document.read(file).rows}
-    middle = f"dense, then {SPATIAL[1]}"
-    assert list(rows) == [ORIGINAL, SPATIAL[0], middle, SPATIAL[1], "semi-tensor train (STT) t=2"]
+    assert list(rows) == [ORIGINAL, *SPATIAL, "semi-tensor train (STT) t=2"]
     whole = rows[ORIGINAL].multiply_adds
     for name, row in rows.items():
         assert 0 <= row.tuned <= 1

@@ -34,14 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Exported",
-    "TernaryFiles",
     "export_ternary",
     "making_of",
     "write_dense",
 ]
-
-TernaryFiles = TrainingFiles
-"""What is written, a checkpoint of one stage."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,110 @@
+"""From arguments to a request: one method for every layer, or what the planner is to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxlr.errors import UsageError
+from onnxlr.methods import options_for
+from onnxlr.planning.auto.goal import Goal, Limit
+from onnxlr.planning.auto.request import AutoRequest
+from onnxlr.planning.request import Request
+
+__all__ = ["AUTO", "Aims", "method_of", "request_of"]
+
+AUTO = "auto"
+"""What the command line calls the planner, where it asks for a method."""
+
+_USUAL_DROP = "cosine=0.01"
+"""What outputs may lose where nothing else is asked."""
+
+_OF_BOTH = ("target", "seed", "selection", "bias_correction")
+"""What the planner is told as well as a single method."""
+
+
+@dataclass(frozen=True)
+class Aims:
+    """What is asked of the model as a whole, as `onnxlr.rewrite` takes it.
+
+    Attributes
+    ----------
+    goal, max_drop, max_size, max_latency, cache, stock, jobs
+        The arguments of that name.
+    """
+
+    goal: str | None = None
+    max_drop: str | Sequence[str] = ()
+    max_size: float | None = None
+    max_latency: float | None = None
+    cache: str | Path | None = None
+    stock: bool = True
+    jobs: int | None = None
+
+    def parse(self) -> Goal:
+        """Return the goal; raises UsageError where it cannot be understood."""
+        texts = [self.max_drop] if isinstance(self.max_drop, str) else list(self.max_drop)
+        if not texts and self.max_size is None and self.max_latency is None:
+            texts = [_USUAL_DROP]
+        limits = tuple(Limit.parse(text) for text in texts)
+        return Goal(self.goal or "balanced", limits, self.max_size, self.max_latency)
+
+
+def request_of(
+    method: str | None, options: Mapping[str, Any], fitting: Mapping[str, Any], aims: Aims
+) -> Request | AutoRequest:
+    """Return what is asked.
+
+    Without a method it is `svd` if any option of a method or of fitting is given, and otherwise the
+    planner.
+
+    Parameters
+    ----------
+    method
+        Name of a method, `auto` for the planner; None if not given.
+    options
+        Of the method.
+    fitting
+        The other fields of `Request`.
+    aims
+        What is asked of the model as a whole.
+
+    Raises
+    ------
+    UsageError
+        If arguments contradict each other or are unknown.
+    """
+    own = _of_one_method(options, fitting)
+    if method == AUTO and own:
+        raise UsageError(
+            f"{_shown(own[0])} is for one method, and method {AUTO} chooses for each layer: give a "
+            "method, or leave it out"
+        )
+    chosen = method_of(method, options, fitting)
+    if chosen == AUTO:
+        both = {name: fitting[name] for name in _OF_BOTH}
+        cache = None if aims.cache is None else Path(aims.cache)
+        return AutoRequest(aims.parse(), **both, cache=cache, stock=aims.stock, jobs=aims.jobs)
+    given = [name for name, value in vars(aims).items() if value != getattr(Aims(), name)]
+    if given:
+        why = "" if method is not None else f" (as {_shown(own[0])} is given, the method is svd)"
+        raise UsageError(f"{_shown(given[0])} is for method {AUTO}{why}")
+    return Request(chosen, options_for(chosen, dict(options)), **fitting)
+
+
+def method_of(method: str | None, options: Mapping[str, Any], fitting: Mapping[str, Any]) -> str:
+    """Return the method that is meant; the arguments are as in `request_of`."""
+    return method or ("svd" if _of_one_method(options, fitting) else AUTO)
+
+
+def _of_one_method(options: Mapping[str, Any], fitting: Mapping[str, Any]) -> list[str]:
+    """Return the names of arguments that only a single method can follow."""
+    usual = Request()
+    given = [n for n, value in fitting.items() if n not in _OF_BOTH and value != getattr(usual, n)]
+    return [*given, *options]
+
+
+def _shown(name: str) -> str:
+    return f"'{name}'"

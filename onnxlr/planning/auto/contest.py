@@ -1,0 +1,160 @@
+"""The plan's model beside the simple options: the original, and what stock tools make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from onnxlr.errors import ModelError
+from onnxlr.planning.auto.building import Whole
+from onnxlr.planning.auto.cache import Cache, key_of
+from onnxlr.planning.auto.goal import Goal
+from onnxlr.planning.auto.report import Contender
+from onnxlr.planning.auto.rounds import Rival, cost_of
+from onnxlr.planning.auto.stock import STOCK, make_stock
+from onnxlr.progress import Progress
+
+__all__ = ["ORIGINAL", "PLANNED", "Contest"]
+
+ORIGINAL, PLANNED = "original", "onnxlr"
+
+
+@dataclass
+class Contest:
+    """Models that are compared in one run.
+
+    Attributes
+    ----------
+    whole
+        What they are measured by.
+    goal
+        What they are judged by.
+    fitted
+        Files of inputs that stock tools calibrate on.
+    folder
+        Of the files that they make.
+    cache
+        What was measured before.
+    key
+        What all measurements depend on.
+    progress
+        Told of each step.
+    """
+
+    whole: Whole
+    goal: Goal
+    fitted: Sequence[str]
+    folder: Path
+    cache: Cache
+    key: str
+    progress: Progress
+    _made: dict[str, Path | str] = field(default_factory=dict)
+
+    def stock(self) -> list[Contender]:
+        """Return what stock tools make, measured; those that meet no limits are not timed."""
+        key = key_of("stock", self.key, [option.name for option in STOCK])
+        known = self.cache.get(key)
+        if known is not None:
+            return [Contender(**entry) for entry in known]
+        contenders = [self._judged(name, made) for name, made in self._files().items()]
+        good = [contender for contender in contenders if contender.meets]
+        files = {name: path for name, path in self._files().items() if isinstance(path, Path)}
+        timed = {each.name: each for each in self._timed(good, files)}
+        found = [timed.get(each.name, each) for each in contenders]
+        self.cache.put(key, [asdict(each) for each in found])
+        return found
+
+    def final(
+        self, stock: Sequence[Contender], planned: Contender, file: Callable[[], Path], content: str
+    ) -> list[Contender]:
+        """Return the original, what meets the limits timed in one race with it, and the others.
+
+        Parameters
+        ----------
+        stock
+            What `stock` returned.
+        planned
+            The plan's model, as it was measured when it was built.
+        file
+            Writes that model and returns its file; called where it was not timed before.
+        content
+            What that is: plans that are the same take the same.
+        """
+        everyone = [self._original(), *stock, planned]
+        good = [each for each in everyone[1:] if each.meets]
+        key = key_of("final", self.key, content, [each.name for each in good])
+        known = self.cache.get(key)
+        if known is None:
+            made = self._files() if any(each.is_stock for each in good) else {}
+            files = {name: path for name, path in made.items() if isinstance(path, Path)}
+            timed = self._timed(good, files | ({PLANNED: file()} if planned.meets else {}))
+            known = {each.name: asdict(each) for each in timed}
+            self.cache.put(key, known)
+        return [Contender(**known[e.name]) if e.name in known else e for e in everyone]
+
+    def file(self, name: str) -> Path:
+        """Return the file of a stock option that there is."""
+        made = self._files()[name]
+        if isinstance(made, str):
+            raise ModelError(f"{self.whole.name}: {name} could not be made again: {made}")
+        return made
+
+    def _files(self) -> dict[str, Path | str]:
+        """Return by name what stock tools make, or why they cannot; made once."""
+        if not self._made:
+            self.folder.mkdir(exist_ok=True)
+            self.progress("quantising with ONNX Runtime's tools", 0, 1)
+            made = make_stock(self.whole.original, self.folder, self.fitted, self.whole.isolate)
+            self._made = dict(made)
+            self.progress("quantising with ONNX Runtime's tools", 1, 1)
+        return self._made
+
+    def _judged(self, name: str, made: Path | str) -> Contender:
+        """Return a stock option with its size and drops."""
+        if isinstance(made, str):
+            return Contender(name, is_stock=True, problem=made)
+        self.progress(f"measuring {name}", 0, 1)
+        drops = self.whole.drops(made)
+        self.progress(f"measuring {name}", 1, 1)
+        if isinstance(drops, str):
+            return Contender(name, is_stock=True, problem=drops)
+        size = made.stat().st_size
+        return Contender(
+            name,
+            size,
+            size / self.whole.bytes,
+            drops=drops,
+            meets=self.goal.holds(drops),
+            is_stock=True,
+        )
+
+    def _original(self) -> Contender:
+        zeros = dict.fromkeys((limit.measure for limit in self.whole.limits), 0.0)
+        return Contender(ORIGINAL, self.whole.bytes, 1.0, drops=zeros, meets=True)
+
+    def _timed(self, contenders: Sequence[Contender], files: Mapping[str, Path]) -> list[Contender]:
+        """Return contenders timed in one race with the original, which comes first."""
+        self.progress(f"timing {len(contenders) + 1} models", 0, 1)
+        times = self.whole.race([files[each.name] for each in contenders])
+        self.progress(f"timing {len(contenders) + 1} models", 1, 1)
+        if isinstance(times, str):
+            return [replace(each, problem=times, meets=False) for each in contenders]
+        return [
+            replace(
+                each,
+                milliseconds=time.milliseconds,
+                latency=time.ratio,
+                latency_low=time.low,
+                latency_high=time.high,
+            )
+            for each, time in zip([self._original(), *contenders], times, strict=True)
+        ]
+
+    def rival(self, stock: Sequence[Contender]) -> Rival | None:
+        """Return the best stock option that meets the limits; None if there is none."""
+        good = [c for c in stock if c.meets and c.size is not None and c.latency is not None]
+        if not good:
+            return None
+        chosen = min(good, key=lambda c: cost_of(self.goal, c.size or 0.0, c.latency or 0.0))
+        return Rival(chosen.size or 0.0, chosen.latency or 0.0)
