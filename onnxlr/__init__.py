@@ -4,6 +4,7 @@ from onnxlr.delivery import RewriteResult
 from onnxlr.errors import (
     DataError,
     ExitCode,
+    GoalNotMetError,
     LibraryError,
     LibraryMissingError,
     MissingExtraError,
@@ -23,9 +24,11 @@ from onnxlr.model import Model
 from onnxlr.model import open_model as open  # noqa: A004  (onnxlr.open reads as what it does)
 from onnxlr.pipeline import decompose, inspect, observe, plan, rewrite, verify
 from onnxlr.plan import Plan
+from onnxlr.planning import SweepPoint, SweepResult
 from onnxlr.runtime import OpsDescription, describe_ops, get_library_path, register_ops, session
 from onnxlr.stages import Chain
 from onnxlr.statistics import Statistics
+from onnxlr.sweeping import sweep
 from onnxlr.training_verbs import fisher, train_svd, train_ternary, tune
 from onnxlr.verification import Report
 from onnxlr.version import VERSION
@@ -36,6 +39,7 @@ __all__ = [
     "Chain",
     "DataError",
     "ExitCode",
+    "GoalNotMetError",
     "LibraryError",
     "LibraryMissingError",
     "MissingExtraError",
@@ -53,6 +57,8 @@ __all__ = [
     "RewriteResult",
     "RuntimeFailureError",
     "Statistics",
+    "SweepPoint",
+    "SweepResult",
     "TrainingError",
     "UsageError",
     "VerificationError",
@@ -68,6 +74,7 @@ __all__ = [
     "register_ops",
     "rewrite",
     "session",
+    "sweep",
     "train_svd",
     "train_ternary",
     "tune",

@@ -22,7 +22,7 @@ from onnxlr.console import (
     publish,
     show_warning,
 )
-from onnxlr.errors import ExitCode, OutputError, VerificationError
+from onnxlr.errors import ExitCode, GoalNotMetError, OutputError, VerificationError
 from onnxlr.flags import (
     ANYTHING,
     AS_USUAL,
@@ -43,6 +43,7 @@ from onnxlr.methods import METHODS
 from onnxlr.model.saving import check_output, write_text
 from onnxlr.planning.asking import AUTO, Aims, method_of
 from onnxlr.reporting import (
+    print_findings,
     print_inspection,
     print_ops,
     print_plan,
@@ -55,6 +56,7 @@ from onnxlr.reporting import (
     tolerate_encodings,
 )
 from onnxlr.runtime import describe_ops
+from onnxlr.sweep_command import sweep
 from onnxlr.training_commands import COMMANDS
 from onnxlr.verification import DEFAULT_TOLERANCE
 from onnxlr.version import VERSION
@@ -274,6 +276,12 @@ def rewrite(
                 progress=progress,
                 **given(flags),
             )
+    except GoalNotMetError as error:
+        if error.result is not None:
+            publish(to_document("findings", error.result), report, as_json)
+            if not as_json:
+                print_findings(out, error.result)
+        raise
     except VerificationError as error:
         publish(to_document("rewrite", error.result), report, as_json)
         if not as_json and error.result is not None:
@@ -397,7 +405,7 @@ def ops(*, as_json: Json = False) -> None:
         print_ops(out, found)
 
 
-for _command in COMMANDS:
+for _command in (sweep, *COMMANDS):
     app.command(_command)
 
 

@@ -33,7 +33,18 @@ from onnxlr.progress import Progress, silent
 from onnxlr.statistics import Statistics
 from onnxlr.verification import DEFAULT_TOLERANCE, Report, Tolerance
 
-__all__ = ["RewriteResult", "decompose", "inspect", "observe", "plan", "rewrite", "verify"]
+__all__ = [
+    "ModelSource",
+    "RewriteResult",
+    "decompose",
+    "inspect",
+    "observe",
+    "open_anew",
+    "open_source",
+    "plan",
+    "rewrite",
+    "verify",
+]
 
 ModelSource = str | Path | bytes | onnx.ModelProto | Model
 """A path, the bytes of a model file, a proto, or an opened model."""
@@ -47,7 +58,7 @@ def inspect(model: ModelSource, *, progress: Progress = silent) -> Inspection:
     ModelError
         If the model cannot be handled.
     """
-    opened = _open(model)
+    opened = open_source(model)
     return inspect_layers(opened, find_layers(opened), progress)
 
 
@@ -87,7 +98,7 @@ def observe(
     ModelError
         If the model cannot be handled.
     """
-    opened = _open(model)
+    opened = open_source(model)
     if output is not None:
         check_output(Path(output), opened.path)
     found = observe_layers(
@@ -156,12 +167,11 @@ def plan(
         If the model cannot be handled.
     """
     arguments = dict(locals())
-    opened = _open(model)
+    opened = open_source(model)
     request = _request(arguments)
     sources = Sources(calibration, holdout, mask, statistics, importance)
-    making = make_plan(opened, request, sources, partial(_reopen, model), isolate, progress)
-    choices = {proposal.layer.name: proposal.choice for proposal in making.proposals}
-    return making.plan(choices, opened.sha256)
+    making = make_plan(opened, request, sources, partial(open_anew, model), isolate, progress)
+    return making.plan(making.decided(), opened.sha256)
 
 
 def rewrite(
@@ -309,7 +319,7 @@ def rewrite(
         If the model cannot be handled.
     """
     arguments = dict(locals())
-    source = _open(model)
+    source = open_source(model)
     file = _output(source, output, plan)
     check_files(data, signature(source))
     request = _request(arguments)
@@ -317,7 +327,7 @@ def rewrite(
     held_to = _tolerance(tolerance, None if plan is not None else request)
     held_to.check_outputs(outputs)
     sources = Sources(calibration, holdout, mask, statistics, importance)
-    reopen = partial(_reopen, model)
+    reopen = partial(open_anew, model)
     if plan is not None:
         given = plan if isinstance(plan, Plan) else Plan.read(Path(plan))
         if request != request_of(None, {}, vars(Request(seed=seed)), Aims()):
@@ -370,11 +380,11 @@ def verify(
         If one of the models cannot be handled, or their inputs and outputs are not the same.
     """
     sources = Sources(calibration, holdout, mask, statistics, importance)
-    opened = _open(original)
+    opened = open_source(original)
     if data is None and sources.calibration is not None:
         data = sources.held_out(opened)
     conditions = Conditions(Tolerance.parse(tolerance), data, seed, isolate, progress)
-    return verify_files(opened, partial(_reopen, original), Path(rewritten), sources, conditions)
+    return verify_files(opened, partial(open_anew, original), Path(rewritten), sources, conditions)
 
 
 def _request(arguments: Mapping[str, Any]) -> Request | AutoRequest:
@@ -395,12 +405,13 @@ def _tolerance(text: str | None, request: Request | AutoRequest | None) -> Toler
     return Tolerance.parse(text)
 
 
-def _open(model: ModelSource) -> Model:
+def open_source(model: ModelSource) -> Model:
     """Open a model for changing: what the caller holds stays as it is."""
-    return _reopen(model) if isinstance(model, Model) else open_model(model)
+    return open_anew(model) if isinstance(model, Model) else open_model(model)
 
 
-def _reopen(model: ModelSource) -> Model:
+def open_anew(model: ModelSource) -> Model:
+    """Open a model once more, unchecked."""
     if not isinstance(model, Model):
         return open_model(model, check=False)
     copy = open_model(model.proto, check=False)

@@ -153,11 +153,11 @@ class TernarySvd:
         return replace(options, sweeps=0)
 
     def offers(self, occasion: Occasion) -> tuple[Offer, ...]:
-        """Return two trits a weight where the target has the operators, of weights soon fitted.
+        """Return two trits a weight of a convolution, where the target has the operators.
 
-        More trits take more bytes and more time than a sum of ternary matrices, which is closer.
+        For every matrix measured, a sum of two ternary matrices was as small, faster and closer.
         """
-        worth = occasion.target == "onnxlr" and occasion.takes_trits
+        worth = occasion.target == "onnxlr" and occasion.takes_trits and bool(occasion.window)
         if not worth or occasion.entries > _LARGEST_OFFERED:
             return ()
         return (Offer(TernarySvdOptions(ratio=_OFFERED_RATIO), activations="dynamic_int8"),)

@@ -3,7 +3,8 @@
 from onnxlr.planning.auto.goal import Goal, Limit
 from onnxlr.planning.auto.report import Contender, Findings, RoundRecord
 from onnxlr.planning.auto.request import AutoRequest
-from onnxlr.planning.making import Making, make_plan, take_plan
+from onnxlr.planning.auto.sweeping import SweepPoint, SweepResult, limits_of
+from onnxlr.planning.making import Making, make_plan, make_sweep, take_plan
 from onnxlr.planning.request import ALLOCATIONS, Request
 from onnxlr.planning.selection import Selection
 
@@ -18,6 +19,10 @@ __all__ = [
     "Request",
     "RoundRecord",
     "Selection",
+    "SweepPoint",
+    "SweepResult",
+    "limits_of",
     "make_plan",
+    "make_sweep",
     "take_plan",
 ]

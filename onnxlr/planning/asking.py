@@ -44,12 +44,14 @@ class Aims:
     jobs: int | None = None
 
     def parse(self) -> Goal:
-        """Return the goal; raises UsageError where it cannot be understood."""
+        """Return the goal; raises UsageError where it means nothing."""
         texts = [self.max_drop] if isinstance(self.max_drop, str) else list(self.max_drop)
         if not texts and self.max_size is None and self.max_latency is None:
             texts = [_USUAL_DROP]
         limits = tuple(Limit.parse(text) for text in texts)
-        return Goal(self.goal or "balanced", limits, self.max_size, self.max_latency)
+        goal = Goal(self.goal or "balanced", limits, self.max_size, self.max_latency)
+        goal.check()
+        return goal
 
 
 def request_of(
@@ -87,7 +89,7 @@ def request_of(
         both = {name: fitting[name] for name in _OF_BOTH}
         cache = None if aims.cache is None else Path(aims.cache)
         return AutoRequest(aims.parse(), **both, cache=cache, stock=aims.stock, jobs=aims.jobs)
-    given = [name for name, value in vars(aims).items() if value != getattr(Aims(), name)]
+    given = [n for n, value in vars(aims).items() if value not in (getattr(Aims(), n), [])]
     if given:
         why = "" if method is not None else f" (as {_shown(own[0])} is given, the method is svd)"
         raise UsageError(f"{_shown(given[0])} is for method {AUTO}{why}")

@@ -14,8 +14,11 @@ from onnxlr.model import Model
 from onnxlr.plan import Choice, Plan, Proposal
 from onnxlr.planning.allocation import allocate
 from onnxlr.planning.auto.auto import plan_automatically
+from onnxlr.planning.auto.goal import Limit
+from onnxlr.planning.auto.prepared import Prepared
 from onnxlr.planning.auto.report import Findings
 from onnxlr.planning.auto.request import AutoRequest
+from onnxlr.planning.auto.sweeping import SweepResult, sweep_budgets
 from onnxlr.planning.ordering import OrderTask, in_fastest_order
 from onnxlr.planning.request import Request
 from onnxlr.planning.sequential import SequentialTask, fit_in_sequence
@@ -25,7 +28,7 @@ from onnxlr.progress import Progress, silent
 from onnxlr.rewriting import check_plan, follow_choice, follow_plan
 from onnxlr.version import VERSION
 
-__all__ = ["Making", "make_plan", "take_plan"]
+__all__ = ["Making", "make_plan", "make_sweep", "take_plan"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Making:
     observed
         Layers that were observed, None for all that can be rewritten: what others hand out changes
         how the runtime fuses nodes, and with that the last bits.
+    choices
+        What is chosen for each layer, where that is known before its chain is made.
     findings
         What method `auto` measured; None for others.
     ready
@@ -57,9 +62,16 @@ class Making:
     sequential: bool
     knowledge: Knowledge
     observed: tuple[str, ...] | None = None
+    choices: Mapping[str, Choice] | None = None
     findings: Findings | None = None
     ready: Path | None = None
     folder: object = None
+
+    def decided(self) -> Mapping[str, Choice]:
+        """Return all choices; layers are fitted for that where it has to be."""
+        if self.choices is not None:
+            return self.choices
+        return {proposal.layer.name: proposal.choice for proposal in self.proposals}
 
     def plan(self, choices: Mapping[str, Choice], source_sha256: str) -> Plan:
         """Return the plan of all choices."""
@@ -140,10 +152,32 @@ def _automatic(
         False,
         found.knowledge,
         _observed(find_layers(model), found.meant, sources),
+        found.choices,
         found.findings,
         found.ready,
         found.folder,
     )
+
+
+def make_sweep(
+    model: Model,
+    request: AutoRequest,
+    limits: Sequence[Limit],
+    sources: Sources,
+    reopen: Callable[[], Model],
+    isolate: bool = True,
+    progress: Progress = silent,
+) -> SweepResult:
+    """Return the plans of the least cost within each of some limits; see `sweep_budgets`."""
+
+    def plan_of(prepared: Prepared, choices: Mapping[str, Choice]) -> Plan:
+        meant = [layer.name for layer in prepared.meant]
+        observed = _observed(prepared.layers, meant, sources)
+        known = prepared.knowledge
+        making = Making((), request.target, request.seed, False, known, observed)
+        return making.plan(choices, model.sha256)
+
+    return sweep_budgets(model, request, limits, sources, reopen, plan_of, isolate, progress)
 
 
 def _observed(

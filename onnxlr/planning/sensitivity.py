@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -22,7 +22,7 @@ from onnxlr.runtime import (
     store_arrays,
 )
 
-__all__ = ["Sensitivity", "measure", "store_feeds"]
+__all__ = ["Sensitivity", "measure", "rows_that_count", "store_feeds"]
 
 _RUNS = 4
 """Most held-out runs of the calibration data that every trial is run on."""
@@ -50,12 +50,15 @@ class Sensitivity:
         In order, the files of each trial, with replacements under the names of their inputs.
     feeds
         Files of inputs.
+    mask
+        Input that is 0 where positions of outputs do not count; None for none.
     """
 
     model: str
     weights: Files
     trials: Sequence[Files]
     feeds: Sequence[str]
+    mask: str | None = None
     function: ClassVar[str] = "onnxlr.planning.sensitivity:measure"
 
 
@@ -70,7 +73,11 @@ def store_feeds(folder: Path, model: Model, sources: Sources) -> list[str]:
 
 
 def measure(
-    model: str, weights: Files, trials: Sequence[Files], feeds: Sequence[str]
+    model: str,
+    weights: Files,
+    trials: Sequence[Files],
+    feeds: Sequence[str],
+    mask: str | None = None,
 ) -> dict[str, Any]:
     """Return for each trial the squared relative distance of the float outputs.
 
@@ -85,11 +92,11 @@ def measure(
         runner = open_runner(model, LEVELS[0])
         originals = _read(weights)
         inputs = [read_arrays(Path(feed)) for feed in feeds]
-        expected = [_floats(run_model(runner, {**originals, **feed})) for feed in inputs]
+        expected = [_outputs(run_model(runner, {**originals, **f}), f, mask) for f in inputs]
         damages = []
         for trial in trials:
             changed = {**originals, **_read(trial)}
-            found = [_floats(run_model(runner, {**changed, **feed})) for feed in inputs]
+            found = [_outputs(run_model(runner, {**changed, **f}), f, mask) for f in inputs]
             damages.append(_damage(expected, found))
     except ExecutionError as error:
         raise ExecutionError(f"its sensitivity cannot be measured: {error}") from None
@@ -104,10 +111,23 @@ def _read(files: Files) -> dict[str, Array]:
     return found
 
 
-def _floats(outputs: Sequence[Any]) -> list[Array]:
-    """Return the outputs that are arrays of floats."""
-    arrays = [output for output in outputs if isinstance(output, np.ndarray)]
-    return [array for array in arrays if array.dtype.kind == "f" or array.dtype == bfloat16]
+def _outputs(values: Sequence[Any], feed: Mapping[str, Array], mask: str | None) -> list[Array]:
+    """Return the outputs that are arrays of floats, at the positions that count."""
+    arrays = [value for value in values if isinstance(value, np.ndarray)]
+    floats = [array for array in arrays if array.dtype.kind == "f" or array.dtype == bfloat16]
+    counted = None if mask is None else feed.get(mask)
+    return floats if counted is None else [rows_that_count(a, counted) for a in floats]
+
+
+def rows_that_count(value: Array, mask: Array) -> Array:
+    """Return the entries at positions where a mask is not 0, as one sample.
+
+    A tensor whose first dimensions are not the mask's is returned as it is.
+    """
+    if not mask.ndim or value.shape[: mask.ndim] != mask.shape or not np.any(mask):
+        return value
+    kept: Array = value[mask != 0]
+    return kept.reshape((1,) * (mask.ndim - 1) + kept.shape)
 
 
 def _damage(expected: Sequence[Sequence[Array]], found: Sequence[Sequence[Array]]) -> float:

@@ -2,6 +2,7 @@
 
 from onnxlr.reporting.cells import shown
 from onnxlr.reporting.documents import error_document, summarise_statistics, to_document
+from onnxlr.reporting.findings import print_findings
 from onnxlr.reporting.library import print_ops
 from onnxlr.reporting.proofs import print_report
 from onnxlr.reporting.streams import Stream, tolerate_encodings
@@ -15,6 +16,7 @@ from onnxlr.reporting.tables import (
 __all__ = [
     "Stream",
     "error_document",
+    "print_findings",
     "print_inspection",
     "print_ops",
     "print_plan",

@@ -244,11 +244,18 @@ class _Child:
 
     def end(self) -> None:
         """End the process, if it still runs, and remove its files; may be called again."""
-        if self._said.closed:
-            return
+        try:
+            self._clean_up()
+        except KeyboardInterrupt:  # in the middle of it, after which nobody would remove the rest
+            self._clean_up()
+            raise
+
+    def _clean_up(self) -> None:
         self._process.kill()
         self._process.wait()
-        os.close(self._alive)
+        alive, self._alive = self._alive, -1
+        if alive >= 0:
+            os.close(alive)
         self._said.close()
         self._folder.cleanup()
 

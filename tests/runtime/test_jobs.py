@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import pytest
 from onnx import helper
 
 from onnxlr.errors import ExitCode, ModelError, RuntimeFailureError
-from onnxlr.runtime import LEVELS, Job, Outcome, jobs, run_job, run_task, store_arrays
+from onnxlr.runtime import LEVELS, Job, Outcome, jobs, run_job, run_task, run_tasks, store_arrays
 from tests.classifier import FLOAT, INT64, STRING, classifier, one_node, reference, samples
 from tests.operators.oplibrary import bias, installed_library, telling_model, ternary
 
@@ -327,6 +328,174 @@ def test_a_task_calls_its_function(
     assert (answer["process"] != os.getpid()) == isolate
     with pytest.raises(RuntimeFailureError, match=r"^m: there is nothing to add$"):
         run_task(Sum([]), "m", isolate)
+
+
+# --- tasks side by side --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """A task that waits for files and leaves one."""
+
+    name: str
+    after: list[str]
+    folder: str
+    fails: bool = False
+    function: ClassVar[str] = "stepping:step"
+
+
+STEPPING = """
+import os, time
+from pathlib import Path
+from onnxlr.runtime import ExecutionError
+
+def step(name, after, folder, fails):
+    Path(folder, f"{name}.begun").write_text(str(os.getpid()))
+    deadline = time.monotonic() + 60
+    while not all(Path(folder, other).exists() for other in after):
+        if time.monotonic() > deadline:
+            raise ExecutionError(f"{name} waited in vain")
+        time.sleep(0.01)
+    if fails:
+        raise ExecutionError(f"{name} fails")
+    Path(folder, f"{name}.done").touch()
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return {"name": name, "process": os.getpid(), "threads": [os.environ.get(n) for n in names]}
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return a folder for steps, whose module can be imported and whose files are seen."""
+    (tmp_path / "stepping.py").write_text(STEPPING)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "steps").mkdir()
+    return str(tmp_path / "steps")
+
+
+def test_tasks_run_side_by_side_and_are_told_as_they_end(place: str) -> None:
+    """The first ends after the second, which it could not if they ran one after the other."""
+    tasks = [Step("a", ["b.done"], place), Step("b", ["a.begun"], place)]
+    answers = list(run_tasks(tasks, "m", 2))
+    assert [number for number, _ in answers] == [1, 0]
+    assert [answer["name"] for _, answer in answers] == ["b", "a"]
+    assert len({answer["process"] for _, answer in answers} | {os.getpid()}) == 3
+
+
+def test_as_many_tasks_as_jobs_run_at_a_time(place: str) -> None:
+    """Each waits for what the one before it left: with one job in order, none waits for ever."""
+    tasks = [Step(str(i), [f"{i - 1}.done"] if i else [], place) for i in range(3)]
+    assert [number for number, _ in run_tasks(tasks, "m", 1)] == [0, 1, 2]
+    begun = [Path(place, f"{i}.begun").stat().st_mtime_ns for i in range(3)]
+    done = [Path(place, f"{i}.done").stat().st_mtime_ns for i in range(3)]
+    assert begun[1] >= done[0]
+    assert begun[2] >= done[1]
+
+
+@pytest.mark.parametrize(("jobs_at_a_time", "threads"), [(1, "8"), (3, "2"), (8, "1"), (20, "1")])
+def test_processors_are_divided_among_tasks(
+    place: str, monkeypatch: pytest.MonkeyPatch, jobs_at_a_time: int, threads: str
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    ((_, answer),) = run_tasks([Step("a", [], place)], "m", jobs_at_a_time)
+    assert answer["threads"] == [threads] * 3
+
+
+def test_a_task_alone_has_all_threads(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert run_task(Step("a", [], place), "m")["threads"] == [None] * 3
+
+
+def test_tasks_without_processes_are_performed_in_order(place: str) -> None:
+    tasks = [Step(str(i), [f"{i - 1}.done"] if i else [], place) for i in range(3)]
+    answers = list(run_tasks(tasks, "m", 2, isolate=False))
+    assert [number for number, _ in answers] == [0, 1, 2]
+    assert {answer["process"] for _, answer in answers} == {os.getpid()}
+    failing = [Step("bad", [], place, fails=True), Step("never", [], place)]
+    with pytest.raises(RuntimeFailureError, match=r"^m: bad fails$"):
+        list(run_tasks(failing, "m", 2, isolate=False))
+    assert not Path(place, "never.begun").exists()
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process runs: one that ended and nobody asked about has no command line."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for_file(file: Path) -> str:
+    deadline = time.monotonic() + 60
+    while not (file.exists() and (text := file.read_text())):
+        assert time.monotonic() < deadline, f"{file.name} never came"
+        time.sleep(0.01)
+    return text
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+def test_a_task_that_fails_ends_the_others(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    tasks = [
+        Step("waiting", ["never.done"], place),
+        Step("bad", ["waiting.begun"], place, fails=True),
+        Step("later", [], place),
+    ]
+    with pytest.raises(RuntimeFailureError, match=r"^m: bad fails$"):
+        list(run_tasks(tasks, "m", 2))
+    assert not is_running(int(Path(place, "waiting.begun").read_text()))
+    assert not Path(place, "later.begun").exists()
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, GeneratorExit])
+def test_an_interruption_ends_all_tasks(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    tasks = [Step("first", [], place)]
+    tasks += [Step(f"waiting {i}", ["never.done"], place) for i in range(2)]
+    running = run_tasks(tasks, "m", 3)
+    assert next(running)[0] == 0
+    pids = [int(wait_for_file(Path(place, f"waiting {i}.begun"))) for i in range(2)]
+    assert all(map(is_running, pids))
+    if stop is GeneratorExit:
+        running.close()
+    else:
+        with pytest.raises(stop):
+            running.throw(stop())
+    assert not any(map(is_running, pids))
+    assert list(temporary.iterdir()) == []
+
+
+def test_an_interruption_while_files_are_removed_leaves_none(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    remove, calls = shutil.rmtree, []
+
+    def interrupted(*arguments: Any, **named: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        remove(*arguments, **named)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(run_tasks([Step("a", [], place)], "m", 1))
+    assert list(temporary.iterdir()) == []
 
 
 # --- onnxlr's operators --------------------------------------------------------------------------

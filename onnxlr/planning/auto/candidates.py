@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from onnxlr.evidence import Evidence, Knowledge
 from onnxlr.layers import Layer, read_weight
 from onnxlr.methods import METHODS, Fit
@@ -41,8 +44,8 @@ class Candidate:
     size
         Bytes in the file.
     fit_error
-        Relative error of the outputs on held-out inputs with float data, as the fit knows it; None
-        where there are none.
+        Relative error of the outputs on held-out inputs with float data, as the fit knows it; that
+        of the weight where there are none, which is the same for white inputs.
     """
 
     layer: Layer
@@ -112,7 +115,8 @@ class Workshop:
 
     def requests(self, layer: Layer) -> list[Request]:
         """Return what is asked of methods for a layer, each thing once."""
-        observed = self.judged and self.knowledge.of(layer).fit is not None
+        # Tables have no inputs to observe: what their rows lose is measured all the same.
+        observed = self.judged and (layer.is_table or self.knowledge.of(layer).fit is not None)
         found = [self.request.of(*pair) for pair in offers_for(layer, self.request, observed)]
         return list({repr(request): request for request in found}.values())
 
@@ -181,7 +185,10 @@ class Workshop:
         if proposal.chain is None:
             return Candidate(layer, request, proposal.choice, released_bytes(layer))
         size = emitted_bytes(proposal, self.model, self.request.target)
-        found = Candidate(layer, request, proposal.choice, size, proposal.error)
+        error = proposal.error
+        if error is None:
+            error = _distance(read_weight(self.model, layer), proposal.chain.reconstruct())
+        found = Candidate(layer, request, proposal.choice, size, error)
         self._store(found, proposal)
         return found
 
@@ -215,6 +222,13 @@ class Workshop:
         # A layer holds on to the whole model.
         file.write_bytes(pickle.dumps(replace(proposal, layer=None)))  # type: ignore[arg-type]
         self.files[_place(candidate)] = file
+
+
+def _distance(weight: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
+    """Return the relative Frobenius distance of an approximation to a weight."""
+    exact = np.asarray(weight, np.float64)
+    norm = np.linalg.norm(exact)
+    return float(np.linalg.norm(np.asarray(other, np.float64) - exact) / norm) if norm else 0.0
 
 
 def _place(candidate: Candidate) -> tuple[str, str]:

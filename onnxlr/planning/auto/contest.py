@@ -37,7 +37,7 @@ class Contest:
     cache
         What was measured before.
     key
-        What all measurements depend on.
+        What all measurements depend on; limits are no part of it.
     progress
         Told of each step.
     """
@@ -53,44 +53,66 @@ class Contest:
 
     def stock(self) -> list[Contender]:
         """Return what stock tools make, measured; those that meet no limits are not timed."""
-        key = key_of("stock", self.key, [option.name for option in STOCK])
+        limits = [repr(limit) for limit in self.goal.limits]
+        key = key_of("stock", self.key, limits, [option.name for option in STOCK])
         known = self.cache.get(key)
         if known is not None:
             return [Contender(**entry) for entry in known]
-        contenders = [self._judged(name, made) for name, made in self._files().items()]
+        contenders = self.judged()
         good = [contender for contender in contenders if contender.meets]
         files = {name: path for name, path in self._files().items() if isinstance(path, Path)}
         timed = {each.name: each for each in self._timed(good, files)}
         found = [timed.get(each.name, each) for each in contenders]
-        self.cache.put(key, [asdict(each) for each in found])
+        if all(each.latency is not None for each in timed.values()):
+            self.cache.put(key, [asdict(each) for each in found])
         return found
 
+    def judged(self) -> list[Contender]:
+        """Return what stock tools make, with sizes and drops; none is timed."""
+        key = key_of("judged", self.key, [option.name for option in STOCK])
+        known = self.cache.get(key)
+        if known is None:
+            known = [asdict(self._judged(name, made)) for name, made in self._files().items()]
+            self.cache.put(key, known)
+        found = [Contender(**entry) for entry in known]
+        return [
+            replace(each, meets=each.problem is None and self.goal.holds(each.drops))
+            for each in found
+        ]
+
     def final(
-        self, stock: Sequence[Contender], planned: Contender, file: Callable[[], Path], content: str
+        self,
+        stock: Sequence[Contender],
+        planned: Sequence[Contender],
+        file: Callable[[str], Path],
+        content: str,
     ) -> list[Contender]:
         """Return the original, what meets the limits timed in one race with it, and the others.
 
         Parameters
         ----------
         stock
-            What `stock` returned.
+            What `stock` or `judged` returned.
         planned
-            The plan's model, as it was measured when it was built.
+            The plans' models, as they were measured when they were built.
         file
-            Writes that model and returns its file; called where it was not timed before.
+            Writes one of them, by its name, and returns its file; called where not all were timed
+            before.
         content
-            What that is: plans that are the same take the same.
+            What they are: plans that are the same take the same.
         """
-        everyone = [self._original(), *stock, planned]
+        everyone = [self._original(), *stock, *planned]
         good = [each for each in everyone[1:] if each.meets]
         key = key_of("final", self.key, content, [each.name for each in good])
         known = self.cache.get(key)
         if known is None:
             made = self._files() if any(each.is_stock for each in good) else {}
             files = {name: path for name, path in made.items() if isinstance(path, Path)}
-            timed = self._timed(good, files | ({PLANNED: file()} if planned.meets else {}))
+            files |= {each.name: file(each.name) for each in planned if each.meets}
+            timed = self._timed(good, files)
             known = {each.name: asdict(each) for each in timed}
-            self.cache.put(key, known)
+            if all(each.latency is not None for each in timed):
+                self.cache.put(key, known)
         return [Contender(**known[e.name]) if e.name in known else e for e in everyone]
 
     def file(self, name: str) -> Path:
@@ -120,14 +142,7 @@ class Contest:
         if isinstance(drops, str):
             return Contender(name, is_stock=True, problem=drops)
         size = made.stat().st_size
-        return Contender(
-            name,
-            size,
-            size / self.whole.bytes,
-            drops=drops,
-            meets=self.goal.holds(drops),
-            is_stock=True,
-        )
+        return Contender(name, size, size / self.whole.bytes, drops=drops, is_stock=True)
 
     def _original(self) -> Contender:
         zeros = dict.fromkeys((limit.measure for limit in self.whole.limits), 0.0)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import inf, isfinite
 from pathlib import Path
+from shutil import rmtree
 
 from onnxlr.errors import GoalNotMetError
 from onnxlr.planning.auto.cache import Cache, key_of
@@ -130,14 +131,14 @@ class Deciding:
     def decide(self, candidates: int, from_cache: int) -> Decision:
         """Search, compare with the simple options, and return the best."""
         stock = self.contest.stock() if self.with_stock else []
-        rounds = search(self.choices.menu, self.goal, self._measure, self.contest.rival(stock))
+        rounds = search(self.choices.menu, self.goal, self.measure, self.contest.rival(stock))
         built = best(self.goal, rounds)
         kept = (0,) * len(self.choices.rows)
         chosen = kept if built is None else built.chosen
         contenders = self.contest.final(
             stock,
-            self._planned(built),
-            lambda: self.build(chosen, self._new_folder()),
+            [self._planned(built)],
+            lambda _: self.write(chosen),
             key_of(self.choices.content(chosen)),
         )
         winner = self._winner(contenders)
@@ -173,19 +174,25 @@ class Deciding:
             )
         return Decision(tuple(chosen), Findings(goal.words, (), (), candidates, from_cache))
 
-    def _measure(self, chosen: tuple[int, ...]) -> Measurement:
+    def measure(self, chosen: tuple[int, ...]) -> Measurement:
         """Build a model and measure it, once for all runs."""
         whole = self.contest.whole
         key = key_of("whole", self.contest.key, self.choices.content(chosen))
         known = self.cache.get(key)
         if known is None:
             self.contest.progress(f"building model {self._builds + 1}", 0, 1)
-            found = whole.measure(lambda folder: self.build(chosen, folder), self._new_folder())
+            folder = self._new_folder()
+            found = whole.measure(lambda folder: self.build(chosen, folder), folder)
+            rmtree(folder, ignore_errors=True)  # there may be dozens
             self.contest.progress(f"building model {self._builds}", 1, 1)
             known = asdict(found)
             if found.problem is None:
                 self.cache.put(key, known)
         return Measurement(**known)
+
+    def write(self, chosen: Sequence[int]) -> Path:
+        """Write the model of a plan into a folder of its own and return its file."""
+        return self.build(chosen, self._new_folder())
 
     def _new_folder(self) -> Path:
         self._builds += 1
@@ -196,10 +203,14 @@ class Deciding:
     def _planned(self, built: Built | None) -> Contender:
         if built is None:
             return Contender(PLANNED, problem="no plan meets the goal")
+        return self.planned(built, PLANNED)
+
+    def planned(self, built: Built, name: str) -> Contender:
+        """Return a model that meets the goal as a contender under some name."""
         found = built.found
         size = round(found.size * self.contest.whole.bytes)
         return Contender(
-            PLANNED, size, found.size, latency=found.latency, drops=found.drops, meets=True
+            name, size, found.size, latency=found.latency, drops=found.drops, meets=True
         )
 
     def _suffices(self, contender: Contender) -> bool:
@@ -222,7 +233,8 @@ class Deciding:
         name = self.contest.whole.name
         if not rounds:
             return (
-                f"{name}: no choice of candidates is as small and as fast as {self.goal.words} asks"
+                f"{name}: no choice of candidates is as small and as fast as is asked: "
+                f"{self.goal.words}"
             )
         last = min(rounds, key=lambda each: (each.found.problem is not None, each.found.size))
         if last.found.problem is not None:

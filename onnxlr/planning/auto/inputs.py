@@ -18,6 +18,7 @@ from onnxlr.calibration.taps import Tap, expose, refuse_scope
 from onnxlr.layers import Layer
 from onnxlr.model import Model
 from onnxlr.planning.data_shapes import Data
+from onnxlr.planning.sensitivity import rows_that_count
 from onnxlr.runtime import (
     LEVELS,
     ExecutionError,
@@ -75,6 +76,11 @@ class Capture:
         Where to: `<position of the tap>-<position of the feed>.npz`.
     limit
         Most bytes of a tensor, over all runs; larger ones are not stored.
+    mask
+        Input that is 0 where positions do not count; None for none.
+    masked
+        For each tap whether its tensor is rows, of which only those at positions that count are
+        stored, where its first dimensions are the mask's; of the first of several runs all are.
     """
 
     model: str
@@ -82,6 +88,8 @@ class Capture:
     taps: Sequence[Tap]
     folder: str
     limit: int
+    mask: str | None = None
+    masked: Sequence[bool] = ()
     function: ClassVar[str] = "onnxlr.planning.auto.inputs:look"
 
 
@@ -92,6 +100,7 @@ def capture(
     folder: Path,
     isolate: bool = True,
     limit: int = LIMIT,
+    mask: str | None = None,
 ) -> dict[str, Inputs]:
     """Run a model once and store what the first site of each of its layers takes.
 
@@ -107,6 +116,9 @@ def capture(
         Whether the model runs in a child process.
     limit
         Most bytes of a tensor that is kept, over all runs.
+    mask
+        Input that is 0 where positions do not count: rows there are left out of all runs but the
+        first, which is what models are timed on.
 
     Returns
     -------
@@ -120,6 +132,7 @@ def capture(
     """
     found: dict[str, Inputs] = {}
     taps: dict[Tap, list[str]] = {}
+    rows: dict[Tap, bool] = {}
     for layer in layers:
         if layer.skip is not None:
             continue
@@ -129,10 +142,18 @@ def capture(
             continue
         site = layer.sites[0]
         kind = 0 if layer.is_table else site.operand.elem_type
-        taps.setdefault(Tap(site.scope, site.data, kind), []).append(layer.name)
+        tap = Tap(site.scope, site.data, kind)
+        taps.setdefault(tap, []).append(layer.name)
+        rows[tap] = rows.get(tap, True) and not site.is_convolution
     if taps:
         task = Capture(
-            str(opened_file(model, folder)), [*feeds], [*taps], str(folder.absolute()), limit
+            str(opened_file(model, folder)),
+            [*feeds],
+            [*taps],
+            str(folder.absolute()),
+            limit,
+            mask,
+            [rows[tap] for tap in taps],
         )
         answers = run_task(task, model.name, isolate)["seen"]
         for names, answer in zip(taps.values(), answers, strict=True):
@@ -158,7 +179,13 @@ def _inputs(answer: Mapping[str, Any]) -> Inputs:
 
 
 def look(
-    model: str, feeds: Sequence[str], taps: Sequence[Mapping[str, Any]], folder: str, limit: int
+    model: str,
+    feeds: Sequence[str],
+    taps: Sequence[Mapping[str, Any]],
+    folder: str,
+    limit: int,
+    mask: str | None = None,
+    masked: Sequence[bool] = (),
 ) -> dict[str, Any]:
     """Run a model as `Capture` says.
 
@@ -180,11 +207,17 @@ def look(
     runner = open_runner(model, LEVELS[0], partial(edit, [Tap(**tap) for tap in taps]))
     records = [_Record(str(tap["name"])) for tap in taps]
     for run, feed in enumerate(feeds):
-        for number, value in enumerate(run_model(runner, read_arrays(Path(feed)), names)):
+        inputs = read_arrays(Path(feed))
+        counted = None if mask is None else inputs.get(mask)
+        for number, value in enumerate(run_model(runner, inputs, names)):
             if not isinstance(value, np.ndarray | np.generic):
                 raise ExecutionError("a tapped value is no tensor")
             file = Path(folder, f"{number:06}-{run:06}.npz")
-            records[number].add(np.asarray(value), file, limit)
+            kept = np.asarray(value)
+            # The first run is what models are timed on, as whole ones are, padding included.
+            if counted is not None and masked[number] and (run > 0 or len(feeds) == 1):
+                kept = rows_that_count(kept, counted)
+            records[number].add(kept, file, limit)
     return {"seen": [record.answer() for record in records]}
 
 

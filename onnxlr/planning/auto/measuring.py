@@ -121,13 +121,17 @@ class Bench:
         pending = list(groups) if isinstance(groups, Sequence) else groups
         total = len(pending) if isinstance(pending, list) else 0
         batch = _Batch(self)
-        for layer, proposals in pending:
-            self.progress("measuring layers", len(found) + len(batch.entries), total)
-            batch.enter(layer, proposals)
-            if batch.size > _DISK:
-                found += batch.finish()
-                batch = _Batch(self)
-        found += batch.finish()
+        try:
+            for layer, proposals in pending:
+                self.progress("measuring layers", len(found) + len(batch.entries), total)
+                batch.enter(layer, proposals)
+                if batch.size > _DISK:
+                    found += batch.finish()
+                    batch = _Batch(self)
+            found += batch.finish()
+        except BaseException:
+            batch.drop()
+            raise
         self.progress("measuring layers", len(found), total or len(found))
         return found
 
@@ -211,6 +215,10 @@ class _Batch:
     def _new(self, name: str) -> Path:
         self._files += 1
         return Path(self._folder.name, f"{self._files:06}-{name}")
+
+    def drop(self) -> None:
+        """Delete everything; may be called again."""
+        self._folder.cleanup()
 
     def finish(self) -> list[list[Measured]]:
         """Run everything, delete it, and return what it came to."""

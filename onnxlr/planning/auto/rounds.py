@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, isfinite, sqrt
+from math import inf, isfinite, isnan, sqrt
 
 from onnxlr.planning.auto.goal import Goal
 from onnxlr.planning.auto.solving import Item, choose
@@ -26,8 +26,17 @@ _NEAR = 1.1
 _BOLD = 8.0
 """Most by which a budget is multiplied or divided from one round to the next."""
 
+_MORE = 8.0
+"""Most by which a whole model gains more than its layers alone, whose weights stay in the cache."""
+
+_RUIN = 1e3
+"""Damage that is never asked for: outputs would be far from the original's whatever comes."""
+
 _AIM_AT = 0.9
 """Part of what a drop may be that the next budget is to use."""
+
+_SPENT = 0.97
+"""Part of the size or time that is allowed from which on no model is sought that takes more."""
 
 _BREADTH = 0.02
 """What the other of size and time counts beside the one that is to be small."""
@@ -147,6 +156,7 @@ def search(
     goal: Goal,
     measure: Callable[[tuple[int, ...]], Measurement],
     rival: Rival | None = None,
+    seen: Sequence[Built] = (),
 ) -> list[Built]:
     """Return the rounds, in the order they were built; `best` picks among them.
 
@@ -156,13 +166,16 @@ def search(
         Builds a model and measures it.
     rival
         A simple option, not to be worse than in size or time, if that can be.
+    seen
+        Models that were built for other limits on the same measures: the search goes on from them.
     """
     found: list[Built] = []
     if rival is not None:
         found = _Search(menu, _beside(goal, rival), measure, {}).run()
     known = {built.chosen: built.found for built in found}
     if not any(holds(_beside(goal, rival), built) for built in found):
-        found += _Search(menu, goal, measure, known).run()
+        known |= {built.chosen: built.found for built in seen}
+        found += _Search(menu, goal, measure, known, seen).run()
     return found
 
 
@@ -202,53 +215,107 @@ class _Search:
         goal: Goal,
         measure: Callable[[tuple[int, ...]], Measurement],
         known: dict[tuple[int, ...], Measurement],
+        seen: Sequence[Built] = (),
     ) -> None:
         self.menu, self.goal, self.measure, self.known = menu, goal, measure, dict(known)
         self.held, self.failed = 0.0, inf
         # What was measured beside what was predicted.
         self.more_size, self.more_time = 0.0, 1.0
         self.rounds: list[Built] = []
+        self.seen = [built for built in seen if built.found.problem is None]
 
     def run(self) -> list[Built]:
         """Build and measure until nothing better is to be expected."""
-        budget = _first_budget(self.goal)
+        budget = self._start()
         for _ in range(ROUNDS):
-            chosen = self._solve(budget)
-            if chosen is None or any(built.chosen == chosen for built in self.rounds):
-                budget = self._between() if chosen is not None else inf
-                if not isfinite(budget) or chosen is None:
-                    break
-                chosen = self._solve(budget)
-                if chosen is None or any(built.chosen == chosen for built in self.rounds):
-                    break
-            built = self._build(chosen, budget)
-            self._learn(built)
-            following = self._next(built)
-            if following is None:
+            found = None if budget is None else self._unbuilt(budget)
+            if found is None:
                 break
-            budget = following
+            built = self._build(*found)
+            self._learn(built)
+            budget = self._next(built)
         return self.rounds
 
-    def _solve(self, budget: float) -> tuple[int, ...] | None:
-        """Return the best candidates within a budget of damage, None if there are none."""
-        menu, goal, rest = self.menu, self.goal, self.menu.rest
+    def _start(self) -> float | None:
+        """Return the first budget; None if what was seen leaves nothing to search for."""
+        if not self.seen:
+            return _first_budget(self.goal)
+        parts = [(built, _used(self.goal, built.found)) for built in self.seen]
+        damages = [(built.predicted.damage, part <= 1) for built, part in parts]
+        self.failed = min((damage for damage, holds in damages if not holds), default=inf)
+        self.held = max((d for d, holds in damages if holds and d < self.failed), default=0.0)
+        return self._next(min(parts, key=lambda pair: abs(_AIM_AT - pair[1]))[0])
+
+    def _unbuilt(self, budget: float) -> tuple[tuple[int, ...], float] | None:
+        """Return candidates that were not built yet, and the budget that they are best for.
+
+        Budgets between two choices all give the one that was built: they are passed over. Where no
+        choice is possible within a budget, the least damage that makes one possible is taken, as
+        damages can be predicted far too high: what seems to be too much may hold.
+        """
+        most = self._most()
+        while True:
+            chosen = self._solve(budget)
+            if chosen is None:
+                chosen = self._solve(inf, Item(0.0, 0.0, 1.0)) or self._fastest(budget)
+                if chosen is None or any(built.chosen == chosen for built in self.rounds):
+                    return None
+                return chosen, self.menu.total(chosen).damage
+            if all(built.chosen != chosen for built in self.rounds):
+                return chosen, budget
+            if budget >= most:
+                return None
+            self.held = max(self.held, budget)
+            if self.failed / max(self.held, 1e-300) < _NEAR:
+                return None
+            budget = self._between()
+
+    def _fastest(self, budget: float) -> tuple[int, ...] | None:
+        """Return the fastest candidates within a budget, where none seem to be fast enough.
+
+        Layers alone can seem to take a smaller part of the model's time than they do: built, they
+        say how much the whole gains.
+        """
+        if self.goal.max_latency is None:
+            return None
+        menu, limits = self.menu, Item(self._size_limit(), inf, budget)
+        found = choose(menu.layers, Item(0.0, 1 / menu.seconds, 0.0), limits)
+        return None if found is None else tuple(found)
+
+    def _most(self) -> float:
+        """Return the damage of taking the worst candidate of each layer."""
+        damages = ([i.damage for i in row if isfinite(i.damage)] for row in self.menu.layers)
+        return min(sum(max(row, default=0.0) for row in damages), _RUIN)
+
+    def _weights(self) -> Item:
+        """Return what counts in the choice of candidates."""
+        menu, goal = self.menu, self.goal
         weights = Item(1 / menu.size, 1 / menu.seconds, 0.0)
         if not goal.limits:
-            weights = Item(0.0, 0.0, 1.0)
-        elif goal.aim == "size":
-            weights = replace(weights, seconds=_BREADTH / menu.seconds)
-        elif goal.aim == "latency":
-            weights = replace(weights, size=_BREADTH / menu.size)
-        size = inf
-        if goal.max_size is not None:
-            size = (goal.max_size - self.more_size) * menu.size - rest.size
+            return Item(0.0, 0.0, 1.0)
+        if goal.aim == "size":
+            return replace(weights, seconds=_BREADTH / menu.seconds)
+        if goal.aim == "latency":
+            return replace(weights, size=_BREADTH / menu.size)
+        return weights
+
+    def _solve(self, budget: float, weights: Item | None = None) -> tuple[int, ...] | None:
+        """Return the best candidates within a budget of damage, None if there are none."""
+        menu, goal = self.menu, self.goal
         seconds = inf
         if goal.max_latency is not None:
             # Of what should be saved, only a part is, or more.
             kept = menu.total([0] * len(menu.layers)).seconds
             seconds = kept - (1 - goal.max_latency) * menu.seconds / self.more_time
-        found = choose(menu.layers, weights, Item(size, seconds, budget))
+        limits = Item(self._size_limit(), seconds, budget)
+        found = choose(menu.layers, weights or self._weights(), limits)
         return None if found is None else tuple(found)
+
+    def _size_limit(self) -> float:
+        """Return the bytes that layers may take together."""
+        if self.goal.max_size is None:
+            return inf
+        return (self.goal.max_size - self.more_size) * self.menu.size - self.menu.rest.size
 
     def _build(self, chosen: tuple[int, ...], budget: float) -> Built:
         if chosen not in self.known:
@@ -264,16 +331,19 @@ class _Search:
         self.more_size = built.found.size - built.predicted.size
         expected, found = 1 - built.predicted.seconds, 1 - built.found.latency
         if expected > 0.02:
-            self.more_time = min(max(found / expected, 0.2), 2.0)
+            self.more_time = min(max(found / expected, 0.2), _MORE)
 
     def _next(self, built: Built) -> float | None:
         """Return the next budget; None if the search is over."""
         found, goal = built.found, self.goal
+        if not goal.limits:
+            if found.problem is not None:
+                # Asked for a little less, it is another model.
+                self.more_size, self.more_time = self.more_size + 0.02, self.more_time * 0.95
+            return None if holds(goal, built) and _is_spent(goal, found) else inf
         if found.problem is not None:
             self.failed = min(self.failed, built.predicted.damage)
             return self._between(built.predicted.damage / _BOLD)
-        if not goal.limits:
-            return None if holds(goal, built) else inf
         used = _used(goal, found)
         if used > 1:
             self.failed = min(self.failed, built.predicted.damage)
@@ -304,9 +374,14 @@ def _first_budget(goal: Goal) -> float:
 
 
 def _damage_of(measure: str, drop: float) -> float:
-    if measure == "relout":
-        return drop**2
-    return 2 * max(drop, 1e-6)
+    drop = max(drop, 1e-6)
+    return drop**2 if measure == "relout" else 2 * drop
+
+
+def _is_spent(goal: Goal, found: Measurement) -> bool:
+    """Return whether hardly any of the size or the time that is allowed is left over."""
+    size, latency = found.size / (goal.max_size or inf), found.latency / (goal.max_latency or inf)
+    return max(size, latency) > _SPENT
 
 
 def _used(goal: Goal, found: Measurement) -> float:
@@ -316,5 +391,5 @@ def _used(goal: Goal, found: Measurement) -> float:
         drop = max(found.drops[limit.measure], 0.0)
         power = 2 if limit.measure == "relout" else 1
         share = (drop / limit.drop) ** power if limit.drop > 0 else (inf if drop > 0 else 0.0)
-        shares.append(share)
+        shares.append(inf if isnan(share) else share)
     return max(shares)

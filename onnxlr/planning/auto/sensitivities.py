@@ -46,6 +46,7 @@ def measure_damages(
     reopen: Callable[[], Model],
     trials: Sequence[Trial],
     feeds: Sequence[str],
+    mask: str | None,
     isolate: bool,
     progress: Progress,
 ) -> dict[str, float]:
@@ -57,6 +58,8 @@ def measure_damages(
     ----------
     feeds
         Files of inputs.
+    mask
+        Input that is 0 where positions do not count; None for none.
 
     Raises
     ------
@@ -80,7 +83,8 @@ def measure_damages(
         store_arrays(folder / "weights.npz", originals)
         words = f"measuring sensitivity, {len(seen)} layers"
         progress(words, 0, 1)
-        task = Sensitivity(str(folder / "opened.onnx"), str(folder / "weights.npz"), files, feeds)
+        places = str(folder / "opened.onnx"), str(folder / "weights.npz")
+        task = Sensitivity(*places, files, feeds, mask)
         damages = run_task(task, model.name, isolate)["damages"]
         progress(words, 1, 1)
     return {trial.layer.name: damage for trial, damage in zip(seen, damages, strict=True)}

@@ -48,11 +48,16 @@ class Group:
     original
         File of the small model.
     feeds
-        Files of inputs.
+        Files of inputs: what models are timed on, then what they are compared on.
     """
 
     original: str
     feeds: tuple[str, ...]
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The inputs that outputs are compared on; where there is one run only, that one."""
+        return self.feeds[1:] or self.feeds
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def compare(trials: Sequence[Trial], name: str, isolate: bool = True) -> Values:
         task = Comparisons(
             [group.original for group in groups],
             [[trial.model for trial in own] for own in groups.values()],
-            [group.feeds for group in groups],
+            [group.compared for group in groups],
         )
         values: Values = {}
         answers = run_task(task, name, isolate)["distances"]

@@ -194,3 +194,26 @@ def test_layers_of_functions_are_not_seen(tmp_path: Path) -> None:
 def test_a_model_that_cannot_be_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(RuntimeFailureError):
         captured(network(), [{"ids": np.array([[99]])}], tmp_path)
+
+
+def test_a_mask_leaves_rows_out_of_all_runs_but_the_timed_one(tmp_path: Path) -> None:
+    proto = network()
+    graph_input = helper.make_tensor_value_info("mask", onnx.TensorProto.INT64, ("batch", "length"))
+    proto.graph.input.append(graph_input)
+    random = np.random.default_rng(1)
+    files, kept = [], []
+    for number in range(2):
+        ids, mask = random.integers(0, 20, (3, 4)), np.tril(np.ones((3, 4), np.int64))
+        store_arrays(tmp_path / f"{number}.npz", {"ids": ids, "mask": mask})
+        files.append(str(tmp_path / f"{number}.npz"))
+        kept.append((ids, mask))
+    onnx.save(proto, tmp_path / "m.onnx")
+    model = open_model(tmp_path / "m.onnx")
+    layers = {layer.name: layer for layer in find_layers(model)}
+    found = capture(model, [layers[FIRST]], files, tmp_path, isolate=False, mask="mask")[FIRST]
+    timed, compared = (read_arrays(Path(file))["x"] for file in found.files)
+    assert np.array_equal(timed, CONSTANTS["t"][kept[0][0]])
+    ids, mask = kept[1]
+    assert np.array_equal(compared, CONSTANTS["t"][ids[mask == 1]][None])
+    alone = capture(model, [layers[FIRST]], files[:1], tmp_path, isolate=False, mask="mask")[FIRST]
+    assert read_arrays(Path(alone.files[0]))["x"].shape == (1, 9, 12)

@@ -125,11 +125,14 @@ def biased(kind: str) -> tuple[onnx.ModelProto, Array, Array]:
 def test_an_error_is_of_the_outputs_on_real_inputs(
     kind: str, is_corrected: bool, tmp_path: Path, timer: Timer
 ) -> None:
-    """A bias counts neither in the difference nor in the norm; its correction does."""
+    """A bias counts neither in the difference nor in the norm; its correction does.
+
+    The first run is what models are timed on, and does not count.
+    """
     model, w, _ = biased(kind)
-    feeds = [{"x": 1 + normal(5, 12, seed=seed)} for seed in (3, 4)]
+    feeds = [{"x": 1 + normal(5, 12, seed=seed)} for seed in (2, 3, 4)]
     bench, (layer,) = bench_of(model, feeds, tmp_path)
-    x = np.concatenate([feed["x"] for feed in feeds]).astype(np.float64)
+    x = np.concatenate([feed["x"] for feed in feeds[1:]]).astype(np.float64)
     approximation = truncated(w, 3)
     correction = x.mean(0) @ (w - approximation)
     added = [correction] if is_corrected else []

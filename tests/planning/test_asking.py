@@ -1,0 +1,165 @@
+"""From arguments to what is asked: one method, or the planner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxlr.errors import UsageError
+from onnxlr.methods import SvdOptions
+from onnxlr.methods.offering import Offer
+from onnxlr.planning.asking import Aims, method_of, request_of
+from onnxlr.planning.auto.goal import Goal, Limit
+from onnxlr.planning.auto.request import AutoRequest
+from onnxlr.planning.request import Request
+from onnxlr.planning.selection import Selection
+
+USUAL = {
+    name: value for name, value in vars(Request()).items() if name not in ("method", "options")
+}
+
+
+def asked(
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+    fitting: dict[str, Any] | None = None,
+    **aims: Any,
+) -> Request | AutoRequest:
+    return request_of(method, options or {}, USUAL | (fitting or {}), Aims(**aims))
+
+
+@pytest.mark.parametrize("method", [None, "auto"])
+def test_nothing_asked_is_the_planner_with_its_usual_goal(method: str | None) -> None:
+    found = asked(method)
+    assert isinstance(found, AutoRequest)
+    assert found == AutoRequest(Goal("balanced", (Limit("cosine", 0.01),)))
+
+
+def test_what_the_planner_is_told() -> None:
+    chosen = Selection(["a*"], ["b"])
+    found = asked(
+        "auto",
+        fitting={"target": "ort", "seed": 7, "selection": chosen, "bias_correction": False},
+        goal="size",
+        max_drop=["relout=0.1", "top1=0"],
+        max_size=0.5,
+        max_latency=0.75,
+        cache="c.sqlite",
+        stock=False,
+        jobs=3,
+    )
+    goal = Goal("size", (Limit("relout", 0.1), Limit("top1", 0.0)), 0.5, 0.75)
+    assert found == AutoRequest(goal, "ort", 7, chosen, False, Path("c.sqlite"), False, 3)
+    assert isinstance(found, AutoRequest)
+    request = found.of("svd", offer := Offer(SvdOptions(rank=3), "int8"))
+    assert (request.method, request.options, request.format) == ("svd", offer.options, "int8")
+    assert (request.target, request.seed, request.selection) == ("ort", 7, chosen)
+    assert not request.bias_correction
+
+
+def test_one_limit_may_be_a_text() -> None:
+    found = asked(max_drop="cosine=0.2")
+    assert isinstance(found, AutoRequest)
+    assert found.goal.limits == (Limit("cosine", 0.2),)
+
+
+@pytest.mark.parametrize("bound", ["max_size", "max_latency"])
+def test_a_bound_alone_is_about_accuracy(bound: str) -> None:
+    found = asked(**{bound: 0.5})
+    assert isinstance(found, AutoRequest)
+    assert found.goal.limits == ()
+    assert found.goal.for_accuracy
+
+
+@pytest.mark.parametrize(
+    ("options", "fitting", "method"),
+    [
+        ({"rank": 3}, {}, "svd"),
+        ({}, {"format": "int8"}, "svd"),
+        ({}, {"sequential": True}, "svd"),
+        ({}, {"target": "ort"}, "auto"),
+        ({}, {"seed": 3}, "auto"),
+        ({}, {"selection": Selection(["a"])}, "auto"),
+        ({}, {"bias_correction": False}, "auto"),
+        ({}, {}, "auto"),
+    ],
+)
+def test_the_method_that_is_meant(
+    options: dict[str, Any], fitting: dict[str, Any], method: str
+) -> None:
+    assert method_of(None, options, USUAL | fitting) == method
+    assert method_of("ternary", options, USUAL | fitting) == "ternary"
+    found = asked(None, options, fitting)
+    assert isinstance(found, AutoRequest) == (method == "auto")
+    if isinstance(found, Request):
+        assert found.method == "svd"
+
+
+@pytest.mark.parametrize(
+    ("options", "fitting", "name"),
+    [
+        ({"rank": 3}, {}, "rank"),
+        ({}, {"format": "int8"}, "format"),
+        ({}, {"metric": "frobenius"}, "metric"),
+        ({}, {"allocate": "global"}, "allocate"),
+        ({}, {"rounding": "gptq"}, "rounding"),
+    ],
+)
+def test_what_is_for_one_method_is_refused_beside_auto(
+    options: dict[str, Any], fitting: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(UsageError, match=f"^'{name}' is for one method, and method auto"):
+        asked("auto", options, fitting)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("goal", "size"),
+        ("max_drop", ["cosine=0.1"]),
+        ("max_drop", "cosine=0.1"),
+        ("max_size", 0.5),
+        ("max_latency", 0.5),
+        ("cache", "c"),
+        ("stock", False),
+        ("jobs", 1),
+    ],
+)
+def test_what_is_for_auto_is_refused_beside_a_method(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"^'{name}' is for method auto$"):
+        asked("svd", **{name: value})
+    with pytest.raises(UsageError, match=rf"^'{name}' is for method auto \(as 'rank' is given"):
+        asked(None, {"rank": 3}, **{name: value})
+
+
+@pytest.mark.parametrize("nothing", [(), []])
+def test_no_drops_are_none_given(nothing: Any) -> None:
+    assert isinstance(asked("svd", max_drop=nothing), Request)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ({"jobs": 0}, "0 jobs were asked for"),
+        ({"max_size": 2.0}, "the largest size is 2"),
+        ({"max_latency": -1.0}, "the largest latency is -1"),
+        ({"goal": "sizes"}, "did you mean 'size'"),
+        ({"max_drop": ["cosine=1", "cosine=0.5"]}, "more than one drop for 'cosine'"),
+    ],
+)
+def test_requests_that_mean_nothing_are_refused(wanted: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        asked(**wanted).check()
+
+
+def test_a_goal_that_means_nothing_has_no_words() -> None:
+    with pytest.raises(UsageError, match="'sizes' is unknown"):
+        Aims(goal="sizes").parse()
+
+
+def test_a_negative_seed_and_an_unknown_target_are_refused() -> None:
+    for fitting, words in (({"seed": -1}, "seed -1"), ({"target": "gpu"}, "gpu")):
+        with pytest.raises(UsageError, match=words):
+            asked(None, {}, fitting).check()
