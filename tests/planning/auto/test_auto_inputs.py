@@ -216,4 +216,4 @@ def test_a_mask_leaves_rows_out_of_all_runs_but_the_timed_one(tmp_path: Path) ->
     ids, mask = kept[1]
     assert np.array_equal(compared, CONSTANTS["t"][ids[mask == 1]][None])
     alone = capture(model, [layers[FIRST]], files[:1], tmp_path, isolate=False, mask="mask")[FIRST]
-    assert read_arrays(Path(alone.files[0]))["x"].shape == (1, 9, 12)
+    assert read_arrays(Path(alone.files[0]))["x"].shape == (1, 6, 12)
