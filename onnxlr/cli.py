@@ -253,7 +253,7 @@ def rewrite(
     """
     _check_outputs(output, report, model, plan, data, known)
     if not as_json:
-        what = f"plan {plan}" if plan else _budget(method, flags, fitting, wanted)
+        what = f"plan {plan}" if plan else _budget(method, flags, fitting, wanted, known)
         held_to = f"; tolerance {tolerance}" if tolerance else ""
         out.print(f"[dim]{shown(what + held_to)}[/]")
     try:
@@ -324,9 +324,9 @@ def _exists(path: str) -> bool:
     return os.path.exists(path)  # noqa: PTH110  (Path.exists raises for names that are too long)
 
 
-def _budget(method: str | None, flags: Any, fitting: Fitting, wanted: Wanted) -> str:
+def _budget(method: str | None, flags: Any, fitting: Fitting, wanted: Wanted, known: Known) -> str:
     options = given(flags)
-    method = method_of(method, options, vars(fitting))
+    method = method_of(method, options, vars(fitting), known.importance is not None)
     if method == AUTO:
         return f"{AUTO}: {Aims(**vars(wanted)).parse().words}"
     budget = [f"{name} {value}" for name, value in options.items()]

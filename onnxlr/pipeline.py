@@ -330,7 +330,7 @@ def rewrite(
     reopen = partial(open_anew, model)
     if plan is not None:
         given = plan if isinstance(plan, Plan) else Plan.read(Path(plan))
-        if request != request_of(None, {}, vars(Request(seed=seed)), Aims()):
+        if request not in (Request(seed=seed), AutoRequest(Aims().parse(), seed=seed)):
             raise UsageError(
                 "a plan says what to do: give either a plan, or a method with its options, layers, "
                 "format, metric, activations and target"
@@ -393,7 +393,8 @@ def _request(arguments: Mapping[str, Any]) -> Request | AutoRequest:
     fitting = {name: arguments[name] for name in names}
     fitting["selection"] = Selection(arguments["layers"], arguments["skip"])
     aims = Aims(**{field.name: arguments[field.name] for field in fields(Aims)})
-    return request_of(arguments["method"], arguments["options"], fitting, aims)
+    importance = arguments["importance"] is not None
+    return request_of(arguments["method"], arguments["options"], fitting, aims, importance)
 
 
 def _tolerance(text: str | None, request: Request | AutoRequest | None) -> Tolerance:

@@ -263,8 +263,10 @@ def test_the_op_librarys_operators_where_the_target_has_them(
 
 def test_importance_is_not_ignored_in_silence(model: Path, output: Path) -> None:
     importance = {"w1": np.ones((24, 32), np.float32)}
-    with pytest.raises(onnxlr.UsageError, match="importance is given, but method auto"):
-        rewrite(model, output, importance=importance)
+    with pytest.raises(onnxlr.UsageError, match="'importance' is for one method"):
+        rewrite(model, output, importance=importance, method="auto")
+    with pytest.raises(onnxlr.UsageError, match="importance is given, but metric activation"):
+        onnxlr.rewrite(model, output, calibration=DATA, importance=importance, isolate=False)
 
 
 # --- without data --------------------------------------------------------------------------------

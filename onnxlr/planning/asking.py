@@ -55,12 +55,16 @@ class Aims:
 
 
 def request_of(
-    method: str | None, options: Mapping[str, Any], fitting: Mapping[str, Any], aims: Aims
+    method: str | None,
+    options: Mapping[str, Any],
+    fitting: Mapping[str, Any],
+    aims: Aims,
+    importance: bool = False,
 ) -> Request | AutoRequest:
     """Return what is asked.
 
-    Without a method it is `svd` if any option of a method or of fitting is given, and otherwise the
-    planner.
+    Without a method it is `svd` if any option of a method or of fitting is given, or importance,
+    and otherwise the planner.
 
     Parameters
     ----------
@@ -72,19 +76,21 @@ def request_of(
         The other fields of `Request`.
     aims
         What is asked of the model as a whole.
+    importance
+        Whether the importance of entries is given, which single methods alone heed.
 
     Raises
     ------
     UsageError
         If arguments contradict each other or are unknown.
     """
-    own = _of_one_method(options, fitting)
+    own = _of_one_method(options, fitting, importance)
     if method == AUTO and own:
         raise UsageError(
             f"{_shown(own[0])} is for one method, and method {AUTO} chooses for each layer: give a "
             "method, or leave it out"
         )
-    chosen = method_of(method, options, fitting)
+    chosen = method_of(method, options, fitting, importance)
     if chosen == AUTO:
         both = {name: fitting[name] for name in _OF_BOTH}
         cache = None if aims.cache is None else Path(aims.cache)
@@ -96,16 +102,23 @@ def request_of(
     return Request(chosen, options_for(chosen, dict(options)), **fitting)
 
 
-def method_of(method: str | None, options: Mapping[str, Any], fitting: Mapping[str, Any]) -> str:
+def method_of(
+    method: str | None,
+    options: Mapping[str, Any],
+    fitting: Mapping[str, Any],
+    importance: bool = False,
+) -> str:
     """Return the method that is meant; the arguments are as in `request_of`."""
-    return method or ("svd" if _of_one_method(options, fitting) else AUTO)
+    return method or ("svd" if _of_one_method(options, fitting, importance) else AUTO)
 
 
-def _of_one_method(options: Mapping[str, Any], fitting: Mapping[str, Any]) -> list[str]:
+def _of_one_method(
+    options: Mapping[str, Any], fitting: Mapping[str, Any], importance: bool
+) -> list[str]:
     """Return the names of arguments that only a single method can follow."""
     usual = Request()
     given = [n for n, value in fitting.items() if n not in _OF_BOTH and value != getattr(usual, n)]
-    return [*given, *options]
+    return [*given, *options, *(["importance"] if importance else [])]
 
 
 def _shown(name: str) -> str:
