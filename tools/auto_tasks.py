@@ -90,7 +90,7 @@ def magika_score(model: str) -> float:
 
 
 def demo_score(model: str) -> float:
-    """Return the part of the 2000 test samples that are taken for what they are."""
+    """Return the part of the 512 test samples that are taken for what they are."""
     return demo.accuracy(Path(model), demo.SAMPLES)
 
 

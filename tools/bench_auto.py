@@ -92,7 +92,7 @@ class Planned:
         ours = self.planned
         if ours is None or not ours["meets"]:
             return "no plan"
-        rivals = [e for e in self.contenders if e["is_stock"] and e["meets"]]
+        rivals = [e for e in self.contenders if e["is_stock"] and e["meets"] and e["latency"]]
         beaten = [_is_better(ours, each) for each in rivals]
         return f"better than {sum(beaten)} of {len(beaten)} stock options that keep the limit"
 
