@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -483,16 +483,16 @@ def test_an_interruption_while_files_are_removed_leaves_none(
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    remove, calls = shutil.rmtree, []
+    remove, calls = tempfile.TemporaryDirectory.cleanup, []
 
-    def interrupted(path: Any, *arguments: Any, **named: Any) -> None:
-        if temporary in Path(path).parents:  # and none that other tests have left to be collected
-            calls.append(path)
+    def interrupted(self: tempfile.TemporaryDirectory[str]) -> None:
+        if temporary in Path(self.name).parents:  # and none that other tests have left
+            calls.append(self.name)
             if len(calls) == 1:
                 raise KeyboardInterrupt
-        remove(path, *arguments, **named)
+        remove(self)
 
-    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    monkeypatch.setattr(tempfile.TemporaryDirectory, "cleanup", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(run_tasks([Step("a", [], place)], "m", 1))
     assert list(temporary.iterdir()) == []
