@@ -195,7 +195,6 @@ def test_cuda_finds_what_the_cpu_finds() -> None:
         np.testing.assert_allclose(other[name], array, rtol=1e-3, atol=1e-6 * array.max())
 
 
-# append to tests/training/test_fisher_factors.py once /tmp/dev/i9_3.patch is applied
 def test_the_file_alone_is_enough_for_kfac(tmp_path: Path) -> None:
     model, file, output = tmp_path / "m.onnx", tmp_path / "fisher.npz", tmp_path / "o.onnx"
     onnx.save(classifier(), model)
