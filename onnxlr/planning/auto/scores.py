@@ -19,22 +19,9 @@ from onnxlr.runtime import LEVELS, Job, run_job
 from onnxlr.verification.comparison import Comparison
 from onnxlr.verification.runs import Runs
 
-__all__ = ["Scores", "measure_drops"]
+__all__ = ["Scores"]
 
 _LEVEL = LEVELS[0]
-
-
-def measure_drops(
-    original: Path,
-    models: Sequence[Path],
-    feeds: Sequence[str],
-    limits: Sequence[Limit],
-    name: str,
-    isolate: bool = True,
-) -> list[dict[str, float] | str]:
-    """Return how much worse models are than the original; see `Scores`."""
-    with Scores(original, feeds, limits, name, isolate) as scores:
-        return [scores.drops(model) for model in models]
 
 
 class Scores:

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxlr.errors import OnnxlrWarning, UsageError
+from onnxlr.errors import OnnxlrWarning
 from onnxlr.planning.auto import cache as module
-from onnxlr.planning.auto.cache import Cache, default_cache, key_of, machine_key
+from onnxlr.planning.auto.cache import Cache, key_of, machine_key
 
 TEXT = st.text("ab'\"\n\0ü☃", max_size=5)
 JSON = st.recursive(
@@ -368,31 +368,3 @@ def test_processors_are_told_apart(tmp_path, monkeypatch):
     assert machine_key()["processor"] == "0x41 0xd0c"
     file.unlink()
     assert machine_key()["processor"]
-
-
-def test_where_measurements_lie(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
-    for name in ("ONNXLR_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    usual = Path("onnxlr", "measurements.sqlite")
-    assert default_cache() == tmp_path / "home" / ".cache" / usual
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert default_cache() == tmp_path / "home" / ".cache" / usual
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert default_cache() == tmp_path / "xdg" / usual
-    monkeypatch.setenv("ONNXLR_CACHE", str(tmp_path / "mine.db"))
-    assert default_cache() == tmp_path / "mine.db"
-    monkeypatch.setenv("ONNXLR_CACHE", str(tmp_path))
-    assert default_cache() == tmp_path / "measurements.sqlite"
-
-
-def test_without_a_home_folder_the_variable_is_asked_for(monkeypatch):
-    def nowhere(*_: object) -> Path:
-        raise RuntimeError("no home")
-
-    for name in ("ONNXLR_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(Path, "home", nowhere)
-    with pytest.raises(UsageError, match="ONNXLR_CACHE"):
-        default_cache()

@@ -114,10 +114,8 @@ def test_bounds_of_size_and_time():
 
 
 def test_without_limits_the_loss_is_what_is_measured():
-    assert Goal(max_size=0.5).for_accuracy
     assert [limit.measure for limit in Goal(max_size=0.5).measured] == ["relout"]
     goal = Goal("size", (Limit("top1", 0.1),))
-    assert not goal.for_accuracy
     assert goal.measured == (Limit("top1", 0.1),)
 
 

@@ -14,12 +14,25 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxlr.errors import DataError, ModelError, RuntimeFailureError, UsageError
 from onnxlr.planning.auto.goal import Limit
-from onnxlr.planning.auto.scores import Scores, measure_drops
+from onnxlr.planning.auto.scores import Scores
 from onnxlr.runtime import store_arrays
 from tests.classifier import FEATURES, classifier, weights
 from tests.onelayer import Array, model_of
 
 ALL = (Limit("cosine", 0.1), Limit("relout", 0.1), Limit("top1", 0.1))
+
+
+def measure_drops(
+    original: Path,
+    models: Sequence[Path],
+    feeds: Sequence[str],
+    limits: Sequence[Limit],
+    name: str,
+    isolate: bool = True,
+) -> list[dict[str, float] | str]:
+    """Return how much worse models are than the original; see `Scores`."""
+    with Scores(original, feeds, limits, name, isolate) as scores:
+        return [scores.drops(model) for model in models]
 
 
 def two_outputs(scale: float = 1.0, other: float = 1.0, seed: int = 3) -> onnx.ModelProto:
