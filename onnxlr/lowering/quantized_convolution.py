@@ -1,4 +1,4 @@
-"""A convolution between DequantizeLinear and QuantizeLinear."""
+"""A convolution of integers: between DequantizeLinear and QuantizeLinear, or an operator."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from onnx import TensorProto
 
 from onnxlr.lowering.ranges import grid_constants, grid_of, rounded
 from onnxlr.lowering.rows import dims_of
+from onnxlr.lowering.window import window_attributes
+from onnxlr.stages import Convolution
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -19,10 +21,20 @@ if TYPE_CHECKING:
     from onnxlr.lowering.place import Place
     from onnxlr.stages import Range
 
-__all__ = ["multiply_quantized"]
+__all__ = ["multiply_quantized", "refuses_bias"]
+
+_AXIS_OPSET = 13
+"""The opset from which on DequantizeLinear knows a scale for each output."""
 
 _INT32_FLOATS = (-(2.0**31), 2.0**31 - 2.0**7)
 """Least and largest float32 that is an int32."""
+
+
+def refuses_bias(opset: int, place: Place) -> str | None:
+    """Return why a convolution's bias cannot be added to its sums of integers."""
+    if opset < _AXIS_OPSET and place.bias is not None and place.bias_numbers is None:
+        return f"a bias that is computed needs opset {_AXIS_OPSET}, the model has {opset}"
+    return None
 
 
 def multiply_quantized(
@@ -31,8 +43,11 @@ def multiply_quantized(
     """Write a convolution of rounded data by rounded weights, its result rounded as well.
 
     ONNX Runtime makes it one operator only if all of data, kernel, bias and result are rounded.
+    Where DequantizeLinear does not know a scale for each output, that operator is written.
     """
     codes, scales = _kernel(place, ranges)
+    if nodes.opset < _AXIS_OPSET:
+        return _by_operator(nodes, x, place, ranges, codes, scales)
     data = _restored(nodes, x, place, ranges[0])
     kept = nodes.constant(scales, place, "scales")
     kernel = nodes.add(
@@ -47,6 +62,37 @@ def multiply_quantized(
         bias = _rounded_bias(nodes, bias, place, grid_of(ranges[0])[0] * scales)
     product = replace(place, bias=bias, output=None).multiply(nodes, data, kernel)
     return _restored(nodes, product, place, ranges[1], place.output)
+
+
+def _by_operator(
+    nodes: Nodes,
+    x: gs.Tensor,
+    place: Place,
+    ranges: tuple[Range, Range],
+    codes: npt.NDArray[np.int8],
+    scales: npt.NDArray[np.float32],
+) -> gs.Variable:
+    """Write QLinearConv."""
+    if not isinstance(place.stage, Convolution):
+        raise TypeError("not a convolution")
+    data, zero_point = rounded(nodes, x, place, ranges[0])
+    scale, _ = grid_constants(nodes, place, ranges[0])
+    kernel = nodes.constant(codes, place, "codes")
+    kept = nodes.constant(scales, place, "scales")
+    zeros = nodes.constant(np.zeros(len(scales), np.int8), place, "zeros")
+    into, into_zero = grid_constants(nodes, place, ranges[1])
+    inputs = [data, scale, zero_point, kernel, kept, zeros, into, into_zero]
+    if place.bias is not None:
+        if place.bias_numbers is None:
+            raise ValueError("a bias that is not constant")
+        units = (grid_of(ranges[0])[0] * scales).astype(np.float32)
+        counted = np.rint(place.bias_numbers.reshape(-1).astype(np.float64) / units)
+        bias = np.clip(counted, *_INT32_FLOATS).astype(np.int32)
+        inputs.append(nodes.constant(bias, place, "bias_codes"))
+    dims, attributes = place.result_dims, window_attributes(place.site.node, place.stage)
+    product = nodes.add("QLinearConv", inputs, "QLinearConv", dims, attributes, dtype=np.uint8)
+    restored = [product, into, into_zero]
+    return nodes.add("DequantizeLinear", restored, "DequantizeLinear", dims, None, place.output)
 
 
 def _kernel(

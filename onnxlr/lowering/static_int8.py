@@ -4,8 +4,9 @@ A matrix is a product of integers, written as such: behind DequantizeLinear, a M
 follows is fused to a Gemm by ONNX Runtime before it sees the integers, and then takes four times
 as long as in float. A convolution has no such operator for runtimes to be fast at, and is written
 as the standard has it, between DequantizeLinear and QuantizeLinear, which ONNX Runtime fuses into
-QLinearConv. On x86 processors without VNNI instructions ONNX Runtime adds pairs of products in 16
-bits, which may saturate.
+QLinearConv; as that operator itself in opsets 10 to 12, where DequantizeLinear has one scale only.
+On x86 processors without VNNI instructions ONNX Runtime adds pairs of products in 16 bits, which
+may saturate.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from onnxlr.lowering.integer_product import (
     refuses_integers,
     refuses_matrix,
 )
-from onnxlr.lowering.quantized_convolution import multiply_quantized
+from onnxlr.lowering.quantized_convolution import multiply_quantized, refuses_bias
 from onnxlr.lowering.ranges import grid_of, rounded
 from onnxlr.lowering.rows import multiply_rows
 from onnxlr.stages import Convolution
@@ -38,8 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StaticInt8"]
 
-_MATRIX_OPSET = 10
-_CONVOLUTION_OPSET = 13
+_OPSET = 10
 
 
 class StaticInt8:
@@ -57,11 +57,11 @@ class StaticInt8:
         if place.ranges is None or not all(map(isfinite, (*place.ranges[0], *place.ranges[1]))):
             return "ranges of its data are not known (give calibration data)"
         if isinstance(place.stage, Convolution):
-            floor, reason = _CONVOLUTION_OPSET, _refuses_convolution(place)
+            reason = _refuses_convolution(place) or refuses_bias(context.opset, place)
         else:
-            floor, reason = _MATRIX_OPSET, refuses_matrix(place)
-        if reason is None and context.opset < floor:
-            return f"int8 data in known ranges needs opset {floor}, the model has {context.opset}"
+            reason = refuses_matrix(place)
+        if reason is None and context.opset < _OPSET:
+            return f"int8 data in known ranges needs opset {_OPSET}, the model has {context.opset}"
         return reason
 
     def emit(self, nodes: Nodes, x: gs.Tensor, place: Place) -> gs.Variable:

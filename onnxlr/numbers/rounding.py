@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -34,7 +37,9 @@ def round_to(
         and each part has inputs of its own. None to round each number to the nearest.
     """
     *batch, inputs, outputs = matrix.shape
-    feedbacks = [None] if hessian is None else [Feedback.of(part) for part in hessian]
+    feedbacks: Sequence[Feedback | None] = [None]
+    if hessian is not None:
+        feedbacks = _feedbacks(hessian)
     parts = [
         _rounded(part, feedback, format, compute)
         for one in matrix.reshape(-1, inputs, outputs)
@@ -54,6 +59,24 @@ def round_to(
         joined([part.scales for part in parts]),
         joined(zeros) if zeros else None,
     )
+
+
+_known: dict[int, list[Feedback]] = {}
+"""Feedbacks of covariances that are alive, by their identity."""
+
+_REMEMBERED = 2
+"""Covariances whose feedback is kept: with the usual shrinkage, and with another."""
+
+
+def _feedbacks(hessian: Matrix) -> list[Feedback]:
+    """Return the feedback of each part; many formats are tried on one layer's inputs in a row."""
+    key = id(hessian)
+    if key not in _known:
+        while len(_known) >= _REMEMBERED:
+            _known.pop(next(iter(_known)))
+        _known[key] = [Feedback.of(part) for part in hessian]
+        weakref.finalize(hessian, _known.pop, key, None)
+    return _known[key]
 
 
 def _rounded(

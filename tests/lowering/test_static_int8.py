@@ -144,7 +144,7 @@ def test_gemm(left):
     stride=st.integers(1, 2),
     pad=st.integers(0, 1),
     bias=st.booleans(),
-    opset=st.sampled_from(sorted({13, 17, 21, newest_opset()})),
+    opset=st.sampled_from(sorted({10, 11, 12, 13, 17, 21, newest_opset()})),
     narrow=st.sampled_from([1.0, 0.5]),
     seed=st.integers(0, 2**16),
 )
@@ -174,7 +174,8 @@ def test_convolutions(inputs, outputs, groups, extent, stride, pad, bias, opset,
 
 
 @exact
-def test_a_bias_beside_weights_of_next_to_nothing():
+@pytest.mark.parametrize("opset", [10, 12, 17])
+def test_a_bias_beside_weights_of_next_to_nothing(opset):
     """As batch normalisation leaves them: the bias does not fit into 32 bits of the sums' units."""
     kernel, x = _normal(0, 4, 3, 3, 3), _normal(1, 1, 3, 8, 8)
     kernel[1] *= 1e-12
@@ -187,6 +188,7 @@ def test_a_bias_beside_weights_of_next_to_nothing():
         {"x": x},
         ["y"],
         {"w": kernel, "b": bias},
+        opset,
     )
     ranges = Adjustment(ranges=(_range(x), _range(expected)))
     stage = stage_of(kernel, Format("int8"), 1)
@@ -217,12 +219,13 @@ def test_a_bias_that_is_computed():
 
 
 @exact
-def test_what_lies_between_stages_stays_in_integers():
+@pytest.mark.parametrize("opset", [11, 17])
+def test_what_lies_between_stages_stays_in_integers(opset):
     first, second = _normal(0, 4, 6, 1, 1), _normal(1, 8, 4, 1, 1)
     x = _normal(2, 1, 6, 5, 5)
     kernel = np.einsum("or,ri->oi", second[..., 0, 0], first[..., 0, 0])[..., None, None]
     model = model_of(
-        [helper.make_node("Conv", ["x", "w"], ["y"])], {"x": x}, ["y"], {"w": kernel.copy()}
+        [helper.make_node("Conv", ["x", "w"], ["y"])], {"x": x}, ["y"], {"w": kernel.copy()}, opset
     )
     between = _convolved(x, first, 1)
     expected = _convolved(between, second, 1)
@@ -254,7 +257,7 @@ def test_data_that_was_always_zero():
         ("MatMul", Format("int8"), 9, (0.0, 1.0), "needs opset 10, the model has 9"),
         ("MatMul", Format("int8", 32), 17, (0.0, 1.0), "one for each 32 inputs"),
         ("MatMul", Format("int4", 32), 17, (0.0, 1.0), "kept as int4, not int8"),
-        ("Conv", Format("int8"), 12, (0.0, 1.0), "needs opset 13, the model has 12"),
+        ("Conv", Format("int8"), 9, (0.0, 1.0), "needs opset 10, the model has 9"),
         ("Conv", Format("int8", 32), 17, (0.0, 1.0), "one for each 32 inputs"),
         ("ConvTranspose", Format("int8"), 17, (0.0, 1.0), "no transposed convolution of integers"),
     ],
@@ -270,6 +273,19 @@ def test_refusals(operator, format, opset, ranges, reason):
     adjustments = [Adjustment(ranges=(ranges, (0.0, 1.0)))] if ranges else []
     with pytest.raises(LoweringRefusedError, match=f"static_int8: [^;]*{reason}"):
         written(model, [stage], "onnx", "static_int8", adjustments)
+
+
+def test_a_computed_bias_that_no_operator_takes():
+    kernel, x, bias = _normal(0, 4, 3, 3), _normal(1, 1, 3, 8), _normal(2, 4)
+    nodes = [
+        helper.make_node("Neg", ["b"], ["c"]),
+        helper.make_node("Conv", ["x", "w", "c"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": x, "b": bias}, ["y"], {"w": kernel}, 12)
+    stage = stage_of(kernel, Format("int8"), 1)
+    ranges = Adjustment(ranges=((-3.0, 3.0), (-3.0, 3.0)))
+    with pytest.raises(LoweringRefusedError, match="computed needs opset 13, the model has 12"):
+        written(model, [stage], "onnx", "static_int8", [ranges])
 
 
 def test_the_bias_of_the_file_is_left_as_it_is():

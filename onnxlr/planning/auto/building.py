@@ -98,14 +98,20 @@ class Whole:
             self._scores = Scores(self.original, self.feeds, self.limits, self.name, self.isolate)
         return self._scores.drops(model)
 
-    def measure(self, write: Callable[[Path], Path], folder: Path) -> Measurement:
-        """Write a model into a folder of its own and measure it."""
+    def measure(
+        self, write: Callable[[Path], Path], folder: Path, beside: Sequence[Path] = ()
+    ) -> Measurement:
+        """Write a model into a folder of its own and measure it.
+
+        Its time is measured in a race with others `beside` the original, if there are any: they
+        take the caches from each other, and models that are to be compared should all be so.
+        """
         try:
             file = write(folder)
             drops = self.drops(file)
             if isinstance(drops, str):
                 return Measurement(problem=drops)
-            times = self.race([file])
+            times = self.race([file, *beside])
         except OnnxlrError as error:
             return Measurement(problem=str(error))
         if isinstance(times, str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from onnxlr.rewriting import emitted_bytes, follow_choice, released_bytes
 from onnxlr.version import VERSION
 
 __all__ = ["Candidate", "Workshop", "offers_for"]
+
+_LONG = 2048
+"""Inputs from which on fits under a covariance take seconds each."""
 
 
 @dataclass
@@ -144,22 +147,38 @@ class Workshop:
         RuntimeFailureError
             If a process dies.
         """
-        found: list[list[Candidate]] = [[] for _ in wanted]
-        orders = (self._order(layer, requests) for layer, requests in wanted)
-        name, jobs = self.model.name, self.request.jobs or usual_jobs()
-        done = fit_side_by_side(orders, self.folder, name, jobs, isolate)
-        for count, (number, fits) in enumerate(done, 1):
-            layer, requests = wanted[number]
-            by_wish = dict(zip(_wishes(requests), fits, strict=True))
-            evidence = self.knowledge.of(layer)
-            found[number] = [
-                self._candidate(layer, request, by_wish[_wish(request)], evidence)
-                for request in requests
-            ]
-            progress("fitting candidates", count, len(wanted))
-        return found
+        jobs = self.request.jobs or usual_jobs()
+        shares = [
+            (number, share)
+            for number, (layer, requests) in enumerate(wanted)
+            for share in self._shares(layer, _wishes(requests), jobs)
+        ]
+        orders = (self._order(wanted[number][0], share.values()) for number, share in shares)
+        fits: list[dict[str, Fit | str]] = [{} for _ in wanted]
+        done = fit_side_by_side(orders, self.folder, self.model.name, jobs, isolate)
+        for count, (place, results) in enumerate(done, 1):
+            number, share = shares[place]
+            fits[number] |= dict(zip(share, results, strict=True))
+            progress("fitting candidates", count * len(wanted) // len(shares), len(wanted))
+        return [
+            self._candidates(layer, requests, by_wish)
+            for (layer, requests), by_wish in zip(wanted, fits, strict=True)
+        ]
 
-    def _order(self, layer: Layer, requests: Sequence[Request]) -> Order:
+    def _shares(
+        self, layer: Layer, wishes: dict[str, Request], jobs: int
+    ) -> Iterator[dict[str, Request]]:
+        """Yield what is asked of a layer, in parts for a process each where fits take long.
+
+        What fits of one layer have in common is then found by each process.
+        """
+        moments = self.knowledge.of(layer).fit
+        is_long = moments is not None and moments.covariance.shape[-1] >= _LONG
+        parts = min(jobs if is_long else 1, len(wishes))
+        for first in range(parts):
+            yield dict(list(wishes.items())[first::parts])
+
+    def _order(self, layer: Layer, requests: Iterable[Request]) -> Order:
         evidence = self.knowledge.of(layer)
         return Order(
             read_weight(self.model, layer),
@@ -171,9 +190,17 @@ class Workshop:
                     setting_of(layer, request),
                     request.recipe(evidence.default_metric),
                 )
-                for request in _wishes(requests).values()
+                for request in requests
             ],
         )
+
+    def _candidates(
+        self, layer: Layer, requests: Sequence[Request], fits: Mapping[str, Fit | str]
+    ) -> list[Candidate]:
+        evidence = self.knowledge.of(layer)
+        return [
+            self._candidate(layer, request, fits[_wish(request)], evidence) for request in requests
+        ]
 
     def _candidate(
         self, layer: Layer, request: Request, fit: Fit | str, evidence: Evidence

@@ -172,4 +172,4 @@ class Contest:
         if not good:
             return None
         chosen = min(good, key=lambda c: cost_of(self.goal, c.size or 0.0, c.latency or 0.0))
-        return Rival(chosen.size or 0.0, chosen.latency or 0.0)
+        return Rival(chosen.size or 0.0, chosen.latency or 0.0, chosen.name)

@@ -127,11 +127,14 @@ class Deciding:
     cache: Cache
     with_stock: bool = True
     _builds: int = field(default=0)
+    _beside: tuple[str, ...] = field(default=())
 
     def decide(self, candidates: int, from_cache: int) -> Decision:
         """Search, compare with the simple options, and return the best."""
         stock = self.contest.stock() if self.with_stock else []
-        rounds = search(self.choices.menu, self.goal, self.measure, self.contest.rival(stock))
+        rival = self.contest.rival(stock)
+        self._beside = () if rival is None else (rival.name,)
+        rounds = search(self.choices.menu, self.goal, self.measure, rival)
         built = best(self.goal, rounds)
         kept = (0,) * len(self.choices.rows)
         chosen = kept if built is None else built.chosen
@@ -177,12 +180,13 @@ class Deciding:
     def measure(self, chosen: tuple[int, ...]) -> Measurement:
         """Build a model and measure it, once for all runs."""
         whole = self.contest.whole
-        key = key_of("whole", self.contest.key, self.choices.content(chosen))
+        key = key_of("whole", self.contest.key, self._beside, self.choices.content(chosen))
         known = self.cache.get(key)
         if known is None:
             self.contest.progress(f"building model {self._builds + 1}", 0, 1)
             folder = self._new_folder()
-            found = whole.measure(lambda folder: self.build(chosen, folder), folder)
+            others = [self.contest.file(name) for name in self._beside]
+            found = whole.measure(lambda folder: self.build(chosen, folder), folder, others)
             rmtree(folder, ignore_errors=True)  # there may be dozens
             self.contest.progress(f"building model {self._builds}", 1, 1)
             known = asdict(found)

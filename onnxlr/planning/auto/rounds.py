@@ -38,6 +38,9 @@ _AIM_AT = 0.9
 _SPENT = 0.97
 """Part of the size or time that is allowed from which on no model is sought that takes more."""
 
+_CLEARLY = 0.97
+"""Part of a rival's time that is aimed at: from race to race, times differ by as much."""
+
 _BREADTH = 0.02
 """What the other of size and time counts beside the one that is to be small."""
 
@@ -136,10 +139,13 @@ class Rival:
     ----------
     size, latency
         Fractions of the original.
+    name
+        Of the option.
     """
 
     size: float
     latency: float
+    name: str = ""
 
 
 def cost_of(goal: Goal, size: float, latency: float) -> float:
@@ -192,7 +198,7 @@ def _beside(goal: Goal, rival: Rival | None) -> Goal:
     if rival is None:
         return goal
     size = min(goal.max_size or inf, rival.size)
-    latency = min(goal.max_latency or inf, rival.latency)
+    latency = min(goal.max_latency or inf, rival.latency * _CLEARLY)
     return replace(goal, max_size=min(size, 1.0), max_latency=min(latency, 1.0))
 
 

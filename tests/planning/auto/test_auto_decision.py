@@ -136,6 +136,18 @@ def test_the_plan_wins_where_it_is_best(tmp_path: Path) -> None:
     assert case.whole.raced[-1] == ["stock small", "stock fast", "model.onnx"]
 
 
+def test_models_race_beside_the_option_that_they_are_to_beat(tmp_path: Path) -> None:
+    case = Case(tmp_path / "f", GOAL, stock=STOCK)
+    case.decide()
+    first, *wholes, _ = case.whole.raced
+    assert first == ["stock small", "stock fast"]
+    assert wholes
+    assert all(race == ["model.onnx", "stock small"] for race in wholes)
+    alone = Case(tmp_path / "g", GOAL)
+    alone.decide()
+    assert all(race == ["model.onnx"] for race in alone.whole.raced)
+
+
 def test_a_stock_option_that_is_best_is_ready(
     tmp_path: Path, stock: dict[str, tuple[float, float, float]]
 ) -> None:
