@@ -166,10 +166,17 @@ class Contest:
             for each, time in zip([self._original(), *contenders], times, strict=True)
         ]
 
-    def rival(self, stock: Sequence[Contender]) -> Rival | None:
-        """Return the best stock option that meets the limits; None if there is none."""
-        good = [c for c in stock if c.meets and c.size is not None and c.latency is not None]
+    def rivals(self, stock: Sequence[Contender]) -> list[Rival]:
+        """Return what is to be beaten: all stock options that meet the limits, or the best."""
+        good = [
+            Rival(each.size, each.latency, each.name)
+            for each in stock
+            if each.meets and each.size is not None and each.latency is not None
+        ]
         if not good:
-            return None
-        chosen = min(good, key=lambda c: cost_of(self.goal, c.size or 0.0, c.latency or 0.0))
-        return Rival(chosen.size or 0.0, chosen.latency or 0.0, chosen.name)
+            return []
+        fastest = min(good, key=lambda each: each.latency)
+        smallest = min(good, key=lambda each: each.size)
+        single = min(good, key=lambda each: cost_of(self.goal, each.size, each.latency))
+        every = replace(fastest, size=smallest.size)
+        return [every] if every == single else [every, single]

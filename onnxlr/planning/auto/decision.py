@@ -132,10 +132,10 @@ class Deciding:
     def decide(self, candidates: int, from_cache: int) -> Decision:
         """Search, compare with the simple options, and return the best."""
         stock = self.contest.stock() if self.with_stock else []
-        rival = self.contest.rival(stock)
-        self._beside = () if rival is None else (rival.name,)
-        rounds = search(self.choices.menu, self.goal, self.measure, rival)
-        built = best(self.goal, rounds)
+        rivals = self.contest.rivals(stock)
+        self._beside = tuple({rival.name: None for rival in rivals})
+        rounds = search(self.choices.menu, self.goal, self.measure, rivals)
+        built = best(self.goal, rounds, rivals)
         kept = (0,) * len(self.choices.rows)
         chosen = kept if built is None else built.chosen
         contenders = self.contest.final(

@@ -133,14 +133,14 @@ class Built:
 
 @dataclass(frozen=True)
 class Rival:
-    """The simple option that is to be beaten: it meets the goal's limits.
+    """Simple options that are to be beaten: they meet the goal's limits.
 
     Attributes
     ----------
     size, latency
-        Fractions of the original.
+        Fractions of the original: of one option, or the least that any has.
     name
-        Of the option.
+        Of the option, or the fastest one.
     """
 
     size: float
@@ -161,7 +161,7 @@ def search(
     menu: Menu,
     goal: Goal,
     measure: Callable[[tuple[int, ...]], Measurement],
-    rival: Rival | None = None,
+    rivals: Sequence[Rival] = (),
     seen: Sequence[Built] = (),
 ) -> list[Built]:
     """Return the rounds, in the order they were built; `best` picks among them.
@@ -170,35 +170,44 @@ def search(
     ----------
     measure
         Builds a model and measures it.
-    rival
-        A simple option, not to be worse than in size or time, if that can be.
+    rivals
+        What is not to be lost to in size or time, if that can be; the hardest first.
     seen
         Models that were built for other limits on the same measures: the search goes on from them.
     """
     found: list[Built] = []
-    if rival is not None:
-        found = _Search(menu, _beside(goal, rival), measure, {}).run()
-    known = {built.chosen: built.found for built in found}
-    if not any(holds(_beside(goal, rival), built) for built in found):
-        known |= {built.chosen: built.found for built in seen}
-        found += _Search(menu, goal, measure, known, seen).run()
-    return found
+    for rival in rivals:
+        wanted = _beside(goal, rival, _CLEARLY)
+        found += _Search(menu, wanted, measure, _known(found)).run()
+        if any(holds(wanted, built) for built in found):
+            return found
+    known = _known([*found, *seen])
+    return found + _Search(menu, goal, measure, known, seen).run()
 
 
-def best(goal: Goal, rounds: Sequence[Built]) -> Built | None:
-    """Return the round that meets the goal at the least cost; None if none does."""
-    good = [built for built in rounds if holds(goal, built)]
-    if not goal.limits:
-        return min(good, key=lambda built: max(built.found.drops.values()), default=None)
-    return min(good, key=lambda built: built.cost(goal), default=None)
+def best(goal: Goal, rounds: Sequence[Built], rivals: Sequence[Rival] = ()) -> Built | None:
+    """Return the round that meets the goal at the least cost; None if none does.
+
+    One that loses to no rival is preferred, one that does not even if times differ a little more.
+    """
+    preferred = [_beside(goal, rival, part) for rival in rivals for part in (_CLEARLY, 1.0)]
+    for wanted in (*preferred, goal):
+        good = [built for built in rounds if holds(wanted, built)]
+        if good and not goal.limits:
+            return min(good, key=lambda built: max(built.found.drops.values()))
+        if good:
+            return min(good, key=lambda built: built.cost(goal))
+    return None
 
 
-def _beside(goal: Goal, rival: Rival | None) -> Goal:
-    """Return the goal of not being worse than a rival in anything."""
-    if rival is None:
-        return goal
+def _known(rounds: Sequence[Built]) -> dict[tuple[int, ...], Measurement]:
+    return {built.chosen: built.found for built in rounds}
+
+
+def _beside(goal: Goal, rival: Rival, part: float) -> Goal:
+    """Return the goal of not being larger than a rival, and to take such a part of its time."""
     size = min(goal.max_size or inf, rival.size)
-    latency = min(goal.max_latency or inf, rival.latency * _CLEARLY)
+    latency = min(goal.max_latency or inf, rival.latency * part)
     return replace(goal, max_size=min(size, 1.0), max_latency=min(latency, 1.0))
 
 

@@ -136,13 +136,22 @@ def test_the_plan_wins_where_it_is_best(tmp_path: Path) -> None:
     assert case.whole.raced[-1] == ["stock small", "stock fast", "model.onnx"]
 
 
+def test_rivals_are_all_options_at_once_then_the_best_of_them(tmp_path: Path) -> None:
+    case = Case(tmp_path / "f", GOAL, stock=STOCK)
+    together, single = case.contest.rivals(case.contest.stock())
+    assert (together.size, together.latency) == (pytest.approx(0.6), pytest.approx(0.7))
+    assert (single.size, single.latency) == (pytest.approx(0.6), pytest.approx(0.9))
+    assert (together.name, single.name) == ("stock fast", "stock small")
+    assert case.contest.rivals([]) == []
+
+
 def test_models_race_beside_the_option_that_they_are_to_beat(tmp_path: Path) -> None:
     case = Case(tmp_path / "f", GOAL, stock=STOCK)
     case.decide()
     first, *wholes, _ = case.whole.raced
     assert first == ["stock small", "stock fast"]
     assert wholes
-    assert all(race == ["model.onnx", "stock small"] for race in wholes)
+    assert all(race == ["model.onnx", "stock fast", "stock small"] for race in wholes)
     alone = Case(tmp_path / "g", GOAL)
     alone.decide()
     assert all(race == ["model.onnx"] for race in alone.whole.raced)

@@ -100,7 +100,8 @@ def goal(aim: str = "size", drop: float = 0.01, measure: str = "cosine", **bound
 
 
 def found_by(world: World, wanted: Goal, rival: Rival | None = None) -> Built:
-    chosen = best(wanted, search(world.menu, wanted, world, rival))
+    rivals = [] if rival is None else [rival]
+    chosen = best(wanted, search(world.menu, wanted, world, rivals), rivals)
     assert chosen is not None
     return chosen
 
@@ -350,6 +351,26 @@ def test_a_rival_that_seems_out_of_reach_is_tried_all_the_same() -> None:
     built = found_by(world, goal("latency", 0.01), rival)
     assert built.found.size <= rival.size
     assert built.found.latency <= rival.latency
+
+
+def test_what_loses_to_no_rival_is_preferred_to_what_is_smaller() -> None:
+    small, quick = built_of(0.2, 0.9, 0.001), built_of(0.3, 0.48, 0.001)
+    near = built_of(0.25, 0.495, 0.001)
+    rivals = [Rival(0.4, 0.5), Rival(0.4, 0.5)]
+    wanted = goal("size", 0.01)
+    assert best(wanted, [small, quick, near]) is small
+    assert best(wanted, [small, quick, near], rivals) is quick
+    # Within what races differ by, if there is nothing better.
+    assert best(wanted, [small, near], rivals) is near
+    assert best(wanted, [small, built_of(0.3, 0.6, 0.001)], rivals) is small
+
+
+def test_rivals_out_of_reach_together_are_beaten_one_by_one() -> None:
+    rows = [[Item(300, 3e-4, 0), Item(100, 1e-4, 1e-4), Item(50, 6e-4, 1e-4)] for _ in range(3)]
+    menu = Menu(rows, SIZE, SECONDS)
+    wanted, rivals = goal("size"), [Rival(0.2, 0.2), Rival(0.45, 0.6)]
+    rounds = search(menu, wanted, World(menu), rivals)
+    assert best(wanted, rounds, rivals).chosen == (1, 1, 1)
 
 
 # --- the best of what was built ------------------------------------------------------------------
