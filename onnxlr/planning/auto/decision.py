@@ -148,7 +148,7 @@ class Deciding:
         findings = Findings(
             self.goal.words,
             tuple(_mark(each, winner) for each in contenders),
-            tuple(self._record(each) for each in rounds),
+            tuple(self._record(each) for each in {r.chosen: r for r in rounds}.values()),
             candidates,
             from_cache,
         )

@@ -136,6 +136,18 @@ def test_the_plan_wins_where_it_is_best(tmp_path: Path) -> None:
     assert case.whole.raced[-1] == ["stock small", "stock fast", "model.onnx"]
 
 
+def test_a_model_that_two_searches_build_is_one_round(tmp_path: Path) -> None:
+    # Together out of reach, one by one not.
+    options = {"tiny": (0.45, 0.9, 0.001), "quick": (0.9, 0.6, 0.001)}
+    case = Case(tmp_path / "f", GOAL, stock=STOCK)
+    case.contest._made = {
+        name: write(tmp_path / name.replace(" ", "-"), *numbers)
+        for name, numbers in options.items()
+    }
+    rounds = case.decide().findings.rounds
+    assert len({(each.predicted_size, each.predicted_latency) for each in rounds}) == len(rounds)
+
+
 def test_rivals_are_all_options_at_once_then_the_best_of_them(tmp_path: Path) -> None:
     case = Case(tmp_path / "f", GOAL, stock=STOCK)
     together, single = case.contest.rivals(case.contest.stock())
