@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from onnxlr.errors import UsageError
+from onnxlr.errors import UsageError, expected_one_of
 from onnxlr.layers import Layer
 from onnxlr.lowering import ACTIVATIONS, find_target
 from onnxlr.methods import Options, Recipe, Rounding, SvdOptions, find_method, format_of
@@ -134,4 +134,4 @@ class Request:
 
 def _expect(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise UsageError(f"{what} '{value}' is unknown, expected one of {', '.join(known)}")
+        raise UsageError(f"{what} '{value}' is unknown; {expected_one_of(known, value)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,6 +12,8 @@ from onnxlr.errors import UsageError
 from onnxlr.layers import Layer
 
 __all__ = ["Selection"]
+
+_WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,8 @@ class Selection:
         found = list(found)
         for pattern in (*self.layers, *self.skip):
             if not any(_matches(pattern, layer) for layer in found):
-                names = [name for layer in found for name in _names(layer)]
-                near = get_close_matches(pattern, names, n=1, cutoff=0.4)
-                hint = f"; did you mean '{near[0]}'?" if near else ""
+                near = _nearest(pattern, [name for layer in found for name in _names(layer)])
+                hint = f"; did you mean '{near}'?" if near else ""
                 raise UsageError(
                     f"pattern '{pattern}' matches no layer of the model{hint} "
                     "(onnxlr inspect lists them)"
@@ -59,3 +61,16 @@ def _names(layer: Layer) -> list[str]:
 
 def _matches(pattern: str, layer: Layer) -> bool:
     return any(name == pattern or fnmatchcase(name, pattern) for name in _names(layer))
+
+
+def _nearest(pattern: str, names: Sequence[str]) -> str | None:
+    """Return the name that was meant, or the pattern with one of its words as names have it."""
+    if near := get_close_matches(pattern, names, n=1, cutoff=0.8):
+        return near[0]
+    known = sorted({word for name in names for word in _WORD.findall(name)})
+    for word in _WORD.findall(pattern):
+        for near in get_close_matches(word, known, n=3):
+            mended = pattern.replace(word, near)
+            if any(name == mended or fnmatchcase(name, mended) for name in names):
+                return mended
+    return next(iter(get_close_matches(pattern, names, n=1, cutoff=0.4)), None)

@@ -244,7 +244,7 @@ def test_it_needs_a_ratio_and_data_to_run() -> None:
         onnxlr.plan(model, ratio=0.5, allocate="global", statistics=statistics)
     with pytest.raises(UsageError, match="less than rank 1 of every layer"):
         onnxlr.plan(model, ratio=0.04, allocate="global", calibration={"x": x}, isolate=False)
-    with pytest.raises(UsageError, match="allocate 'best' is unknown, expected one of uniform"):
+    with pytest.raises(UsageError, match="allocate 'best' is unknown; expected one of uniform"):
         onnxlr.plan(model, ratio=0.5, allocate="best")
 
 

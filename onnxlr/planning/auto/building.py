@@ -12,7 +12,7 @@ from onnxlr.model import Model, Splice, splice
 from onnxlr.model.saving import write_model
 from onnxlr.plan import Proposal
 from onnxlr.planning.auto.goal import Limit
-from onnxlr.planning.auto.rounds import Measurement
+from onnxlr.planning.auto.outcomes import Measurement
 from onnxlr.planning.auto.scores import Scores
 from onnxlr.runtime import Latency, Race, measure_latency
 

@@ -10,8 +10,8 @@ from onnxlr.errors import ModelError
 from onnxlr.planning.auto.building import Whole
 from onnxlr.planning.auto.cache import Cache, key_of
 from onnxlr.planning.auto.goal import Goal
+from onnxlr.planning.auto.outcomes import Rival, cost_of
 from onnxlr.planning.auto.report import Contender
-from onnxlr.planning.auto.rounds import Rival, cost_of
 from onnxlr.planning.auto.stock import STOCK, make_stock
 from onnxlr.progress import Progress
 

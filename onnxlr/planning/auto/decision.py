@@ -12,8 +12,10 @@ from onnxlr.errors import GoalNotMetError
 from onnxlr.planning.auto.cache import Cache, key_of
 from onnxlr.planning.auto.contest import PLANNED, Contest
 from onnxlr.planning.auto.goal import Goal
+from onnxlr.planning.auto.menu import Menu
+from onnxlr.planning.auto.outcomes import Built, Measurement, best, cost_of, holds
 from onnxlr.planning.auto.report import Contender, Findings, RoundRecord
-from onnxlr.planning.auto.rounds import Built, Measurement, Menu, best, cost_of, holds, search
+from onnxlr.planning.auto.rounds import search
 from onnxlr.planning.auto.solving import Item, choose
 from onnxlr.planning.auto.table import Entry, Row
 

@@ -8,14 +8,24 @@ searched by bisection of its logarithm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import inf, isfinite, isnan, sqrt
 
 from onnxlr.planning.auto.goal import Goal
+from onnxlr.planning.auto.menu import Menu
+from onnxlr.planning.auto.outcomes import (
+    BREADTH,
+    CLEARLY,
+    Built,
+    Measurement,
+    Rival,
+    beside,
+    holds,
+)
 from onnxlr.planning.auto.solving import Item, choose
 
-__all__ = ["Built", "Measurement", "Menu", "Rival", "best", "cost_of", "holds", "search"]
+__all__ = ["ROUNDS", "search"]
 
 ROUNDS = 8
 """Most models that are built."""
@@ -38,124 +48,6 @@ _AIM_AT = 0.9
 _SPENT = 0.97
 """Part of the size or time that is allowed from which on no model is sought that takes more."""
 
-_CLEARLY = 0.97
-"""Part of a rival's time that is aimed at: from race to race, times differ by as much."""
-
-_BREADTH = 0.02
-"""What the other of size and time counts beside the one that is to be small."""
-
-
-@dataclass(frozen=True)
-class Menu:
-    """What each layer can be, and what the whole is made of beside its layers.
-
-    Attributes
-    ----------
-    layers
-        For each layer what its candidates take, in bytes, seconds and squared relative error of
-        the model's outputs; the first is the layer as it is.
-    size, seconds
-        Of the original model.
-    """
-
-    layers: Sequence[Sequence[Item]]
-    size: float
-    seconds: float
-
-    @property
-    def rest(self) -> Item:
-        """What the model takes beside its layers."""
-        kept = self.total([0] * len(self.layers))
-        return Item(max(self.size - kept.size, 0.0), self.seconds - kept.seconds, 0.0)
-
-    def total(self, chosen: Sequence[int]) -> Item:
-        """Return the sums over the layers."""
-        items = [row[place] for row, place in zip(self.layers, chosen, strict=True)]
-        return Item(
-            sum(item.size for item in items),
-            sum(item.seconds for item in items),
-            sum(item.damage for item in items),
-        )
-
-    def predicted(self, chosen: Sequence[int]) -> Item:
-        """Return what the whole model should take: fractions of the original, and the damage."""
-        total, rest = self.total(chosen), self.rest
-        return Item(
-            (total.size + rest.size) / self.size,
-            max(total.seconds + rest.seconds, 0.0) / self.seconds,
-            total.damage,
-        )
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What a built model is, measured.
-
-    Attributes
-    ----------
-    size, latency
-        Fractions of the original.
-    drops
-        By measure of the goal's limits.
-    problem
-        Why it cannot be used; None if it can.
-    """
-
-    size: float = inf
-    latency: float = inf
-    drops: Mapping[str, float] = field(default_factory=dict)
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
-class Built:
-    """One round.
-
-    Attributes
-    ----------
-    chosen
-        The candidate of each layer.
-    budget
-        The damage that was allowed.
-    predicted, found
-        What it should be, and is.
-    """
-
-    chosen: tuple[int, ...]
-    budget: float
-    predicted: Item
-    found: Measurement
-
-    def cost(self, goal: Goal) -> float:
-        """Return what is to be small."""
-        return cost_of(goal, self.found.size, self.found.latency)
-
-
-@dataclass(frozen=True)
-class Rival:
-    """Simple options that are to be beaten: they meet the goal's limits.
-
-    Attributes
-    ----------
-    size, latency
-        Fractions of the original: of one option, or the least that any has.
-    name
-        Of the option, or the fastest one.
-    """
-
-    size: float
-    latency: float
-    name: str = ""
-
-
-def cost_of(goal: Goal, size: float, latency: float) -> float:
-    """Return what is to be small of a model that takes these fractions of the original."""
-    return {
-        "size": size + _BREADTH * latency,
-        "latency": latency + _BREADTH * size,
-        "balanced": size + latency,
-    }[goal.aim]
-
 
 def search(
     menu: Menu,
@@ -177,7 +69,7 @@ def search(
     """
     found: list[Built] = []
     for rival in rivals:
-        wanted = _beside(goal, rival, _CLEARLY)
+        wanted = beside(goal, rival, CLEARLY)
         found += _Search(menu, wanted, measure, _known(found)).run()
         if any(holds(wanted, built) for built in found):
             return found
@@ -185,40 +77,8 @@ def search(
     return found + _Search(menu, goal, measure, known, seen).run()
 
 
-def best(goal: Goal, rounds: Sequence[Built], rivals: Sequence[Rival] = ()) -> Built | None:
-    """Return the round that meets the goal at the least cost; None if none does.
-
-    One that loses to no rival is preferred, one that does not even if times differ a little more.
-    """
-    preferred = [_beside(goal, rival, part) for rival in rivals for part in (_CLEARLY, 1.0)]
-    for wanted in (*preferred, goal):
-        good = [built for built in rounds if holds(wanted, built)]
-        if good and not goal.limits:
-            return min(good, key=lambda built: max(built.found.drops.values()))
-        if good:
-            return min(good, key=lambda built: built.cost(goal))
-    return None
-
-
 def _known(rounds: Sequence[Built]) -> dict[tuple[int, ...], Measurement]:
     return {built.chosen: built.found for built in rounds}
-
-
-def _beside(goal: Goal, rival: Rival, part: float) -> Goal:
-    """Return the goal of not being larger than a rival, and to take such a part of its time."""
-    size = min(goal.max_size or inf, rival.size)
-    latency = min(goal.max_latency or inf, rival.latency * part)
-    return replace(goal, max_size=min(size, 1.0), max_latency=min(latency, 1.0))
-
-
-def holds(goal: Goal, built: Built) -> bool:
-    """Return whether a round meets all that is asked."""
-    found = built.found
-    if found.problem is not None:
-        return False
-    if not goal.holds(found.drops):
-        return False
-    return found.size <= (goal.max_size or inf) and found.latency <= (goal.max_latency or inf)
 
 
 class _Search:
@@ -309,9 +169,9 @@ class _Search:
         if not goal.limits:
             return Item(0.0, 0.0, 1.0)
         if goal.aim == "size":
-            return replace(weights, seconds=_BREADTH / menu.seconds)
+            return replace(weights, seconds=BREADTH / menu.seconds)
         if goal.aim == "latency":
-            return replace(weights, size=_BREADTH / menu.size)
+            return replace(weights, size=BREADTH / menu.size)
         return weights
 
     def _solve(self, budget: float, weights: Item | None = None) -> tuple[int, ...] | None:

@@ -16,11 +16,12 @@ from onnxlr.planning.auto.cache import key_of
 from onnxlr.planning.auto.contest import ORIGINAL, PLANNED
 from onnxlr.planning.auto.decision import Deciding
 from onnxlr.planning.auto.goal import Goal, Limit
+from onnxlr.planning.auto.outcomes import Built, best, cost_of
 from onnxlr.planning.auto.prepared import Prepared
 from onnxlr.planning.auto.preparing import prepare
 from onnxlr.planning.auto.report import Contender
 from onnxlr.planning.auto.request import AutoRequest
-from onnxlr.planning.auto.rounds import Built, best, cost_of, search
+from onnxlr.planning.auto.rounds import search
 from onnxlr.progress import Progress
 
 __all__ = ["SweepPoint", "SweepResult", "front", "limits_of", "sweep_budgets"]

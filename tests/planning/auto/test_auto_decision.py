@@ -18,7 +18,7 @@ from onnxlr.planning.auto.contest import ORIGINAL, PLANNED, Contest
 from onnxlr.planning.auto.decision import Choices, Deciding, Decision, menu_of
 from onnxlr.planning.auto.goal import Goal, Limit
 from onnxlr.planning.auto.measuring import Measured
-from onnxlr.planning.auto.rounds import Menu
+from onnxlr.planning.auto.menu import Menu
 from onnxlr.planning.auto.solving import Item
 from onnxlr.planning.auto.table import Entry, Row
 from onnxlr.progress import silent

@@ -10,17 +10,9 @@ import numpy as np
 import pytest
 
 from onnxlr.planning.auto.goal import Goal, Limit
-from onnxlr.planning.auto.rounds import (
-    ROUNDS,
-    Built,
-    Measurement,
-    Menu,
-    Rival,
-    best,
-    cost_of,
-    holds,
-    search,
-)
+from onnxlr.planning.auto.menu import Menu
+from onnxlr.planning.auto.outcomes import Built, Measurement, Rival, best, cost_of, holds
+from onnxlr.planning.auto.rounds import ROUNDS, search
 from onnxlr.planning.auto.solving import Item
 
 SIZE, SECONDS = 1000.0, 1e-3

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from onnxlr.errors import UsageError
 from onnxlr.planning.auto.goal import Goal, Limit
-from onnxlr.planning.auto.rounds import Built, Measurement, Menu, best, search
+from onnxlr.planning.auto.menu import Menu
+from onnxlr.planning.auto.outcomes import Built, Measurement, best
+from onnxlr.planning.auto.rounds import search
 from onnxlr.planning.auto.solving import Item
 from onnxlr.planning.auto.sweeping import front, limits_of
 
