@@ -5,6 +5,8 @@ Every message is one sentence that names the file, the node, what was found and 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ __all__ = [
     "TrainingError",
     "UsageError",
     "VerificationError",
+    "expected_one_of",
 ]
 
 
@@ -137,3 +140,18 @@ class GoalNotMetError(VerificationError):
 
     def __init__(self, message: str, result: Any = None) -> None:
         super().__init__(message, None, result)
+
+
+def expected_one_of(known: Iterable[str], given: str) -> str:
+    """Return the end of a message on a name that is none of those known: the nearest, or all.
+
+    Parameters
+    ----------
+    known
+        Names that would do.
+    given
+        What was given.
+    """
+    names = list(known)
+    near = get_close_matches(given.lower(), names, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(names)}"
