@@ -82,6 +82,11 @@ class Planned:
     problem: str | None = None
 
     @property
+    def asked(self) -> tuple[str, str, str, float]:
+        """What tells results apart."""
+        return self.task, self.target, self.goal, self.drop
+
+    @property
     def planned(self) -> dict[str, Any] | None:
         """The plan's model; None if there is none."""
         return next((each for each in self.contenders if each["name"] == "onnxlr"), None)
@@ -107,7 +112,8 @@ def _is_better(ours: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def plan(task: AutoTask, asked: argparse.Namespace) -> Planned:
     """Rewrite a model with what the cache has; plan once more, from the cache, if asked to."""
-    found = Planned(task.name, task.words, asked.target, asked.goal, task.score, task.drop)
+    drop = task.drop if asked.drop is None else asked.drop
+    found = Planned(task.name, task.words, asked.target, asked.goal, task.score, drop)
     found.versions = {
         "onnxlr": onnxlr.__version__,
         "onnxruntime": ort.__version__,
@@ -118,7 +124,7 @@ def plan(task: AutoTask, asked: argparse.Namespace) -> Planned:
         wanted = {
             "method": "auto",
             "goal": asked.goal,
-            "max_drop": [f"{task.score}={task.drop}"],
+            "max_drop": [f"{task.score}={found.drop}"],
             "max_latency": asked.max_latency,
             "target": asked.target,
             "mask": task.mask,
@@ -218,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     add("models", nargs="*", choices=[[], *(task.name for task in AUTO_TASKS)], default=[])
     add("--goal", default="size", help="size, latency or balanced")
     add("--target", default="onnxlr", help="onnx, ort or onnxlr")
+    add("--drop", type=float, help="what may be lost, if not what the model's figures allow")
     add("--max-latency", type=float, metavar="FRACTION", help="of the original's time")
     add("--cache", type=Path, metavar="FILE", help="keep measurements there")
     add("--again", action="store_true", help="plan a second time, from the cache")
@@ -241,8 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             done = plan(task, asked)
             print(f"{task.name}: {done.problem or done.verdict}", file=sys.stderr, flush=True)
-            same = (done.task, done.target, done.goal)
-            results = [r for r in results if (r.task, r.target, r.goal) != same] + [done]
+            results = [*(each for each in results if each.asked != done.asked), done]
             if asked.json:
                 text = json.dumps([asdict(result) for result in results], indent=1)
                 asked.json.write_text(text + "\n", encoding="utf-8")

@@ -45,6 +45,9 @@ _RUIN = 1e3
 _AIM_AT = 0.9
 """Part of what a drop may be that the next budget is to use."""
 
+_LEFT_OVER = 0.8
+"""Part of what a drop may be that is used where a search ends, unless more was tried twice."""
+
 _SPENT = 0.97
 """Part of the size or time that is allowed from which on no model is sought that takes more."""
 
@@ -96,6 +99,7 @@ class _Search:
         self.held, self.failed = 0.0, inf
         # What was measured beside what was predicted.
         self.more_size, self.more_time = 0.0, 1.0
+        self.doubted = False
         self.rounds: list[Built] = []
         self.seen = [built for built in seen if built.found.problem is None]
 
@@ -225,7 +229,10 @@ class _Search:
         else:
             self.held = max(self.held, built.predicted.damage)
         if self.failed / max(self.held, 1e-300) < _NEAR:
-            return None
+            if used > _LEFT_OVER or self.doubted:
+                return None
+            # Of two plans of one damage one may lose half as much as the other.
+            self.failed, self.doubted = inf, True
         damage = max(built.predicted.damage, 1e-12)
         step = min(max(_AIM_AT / max(used, 1e-12), 1 / _BOLD), _BOLD)
         return self._between(damage * step)

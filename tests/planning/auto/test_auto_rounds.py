@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from math import inf, nan, sqrt
 
@@ -301,6 +302,26 @@ def test_nothing_that_runs_is_nothing() -> None:
     built = best(goal(), rounds)
     assert built is None or not any(built.chosen)
     assert len(world.asked) <= ROUNDS
+
+
+def test_a_failure_that_others_of_its_damage_do_not_share_ends_nothing() -> None:
+    """The first plan loses three times what plans of as much damage lose."""
+
+    class Unlucky(World):
+        def __call__(self, chosen: tuple[int, ...]) -> Measurement:
+            found = super().__call__(chosen)
+            if len(self.asked) > 1:
+                return found
+            return replace(found, drops={"cosine": 0.012})
+
+    menu = ladder(40, 6, sensitivity=5e-3)
+    world = Unlucky(menu, power=0.4)
+    rounds = search(menu, goal("size", 0.01), world)
+    first, chosen = rounds[0], best(goal("size", 0.01), rounds)
+    assert chosen is not None
+    assert not holds(goal("size", 0.01), first)
+    assert chosen.predicted.damage > 1.3 * first.predicted.damage
+    assert len(rounds) <= ROUNDS
 
 
 # --- a rival -------------------------------------------------------------------------------------
