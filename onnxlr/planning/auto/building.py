@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from onnxlr.errors import OnnxlrError
 from onnxlr.lowering import carry_functions, find_target, lower_layer
@@ -99,21 +100,30 @@ class Whole:
         return self._scores.drops(model)
 
     def measure(
-        self, write: Callable[[Path], Path], folder: Path, beside: Sequence[Path] = ()
+        self,
+        write: Callable[[Path], Path],
+        folder: Path,
+        beside: Sequence[tuple[Path, float]] = (),
     ) -> Measurement:
         """Write a model into a folder of its own and measure it.
 
-        Its time is measured in a race with others `beside` the original, if there are any: they
-        take the caches from each other, and models that are to be compared should all be so.
+        Parameters
+        ----------
+        beside
+            Models that it is to be compared with, each with the part of the original's time that
+            was measured before. They run in the same race, where all take the caches from each
+            other, and are its yardstick: what they take now tells how races differ.
         """
         try:
             file = write(folder)
             drops = self.drops(file)
             if isinstance(drops, str):
                 return Measurement(problem=drops)
-            times = self.race([file, *beside])
+            times = self.race([file, *(other for other, _ in beside)])
         except OnnxlrError as error:
             return Measurement(problem=str(error))
         if isinstance(times, str):
             return Measurement(problem=times)
-        return Measurement(file_bytes(folder) / self.bytes, times[1].ratio, drops)
+        drifts = [known / now.ratio for (_, known), now in zip(beside, times[2:], strict=True)]
+        latency = times[1].ratio * (fmean(drifts) if drifts else 1.0)
+        return Measurement(file_bytes(folder) / self.bytes, latency, drops)

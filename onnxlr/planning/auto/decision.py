@@ -129,13 +129,13 @@ class Deciding:
     cache: Cache
     with_stock: bool = True
     _builds: int = field(default=0)
-    _beside: tuple[str, ...] = field(default=())
+    _beside: dict[str, float] = field(default_factory=dict)
 
     def decide(self, candidates: int, from_cache: int) -> Decision:
         """Search, compare with the simple options, and return the best."""
         stock = self.contest.stock() if self.with_stock else []
         rivals = self.contest.rivals(stock)
-        self._beside = tuple({rival.name: None for rival in rivals})
+        self._beside = {rival.name: rival.latency for rival in rivals}
         rounds = search(self.choices.menu, self.goal, self.measure, rivals)
         built = best(self.goal, rounds, rivals)
         kept = (0,) * len(self.choices.rows)
@@ -182,12 +182,14 @@ class Deciding:
     def measure(self, chosen: tuple[int, ...]) -> Measurement:
         """Build a model and measure it, once for all runs."""
         whole = self.contest.whole
-        key = key_of("whole", self.contest.key, self._beside, self.choices.content(chosen))
+        key = key_of(
+            "whole", self.contest.key, list(self._beside.items()), self.choices.content(chosen)
+        )
         known = self.cache.get(key)
         if known is None:
             self.contest.progress(f"building model {self._builds + 1}", 0, 1)
             folder = self._new_folder()
-            others = [self.contest.file(name) for name in self._beside]
+            others = [(self.contest.file(name), part) for name, part in self._beside.items()]
             found = whole.measure(lambda folder: self.build(chosen, folder), folder, others)
             rmtree(folder, ignore_errors=True)  # there may be dozens
             self.contest.progress(f"building model {self._builds}", 1, 1)

@@ -21,7 +21,7 @@ __all__ = [
     "holds",
 ]
 
-CLEARLY = 0.98
+CLEARLY = 0.985
 """Part of a rival's time that is aimed at: from race to race, times differ by as much."""
 
 BREADTH = 0.02

@@ -39,6 +39,7 @@ class Told(Whole):
 
     compared: list[str]
     raced: list[list[str]]
+    drift = 1.0
 
     def drops(self, model: Path) -> dict[str, float] | str:
         self.compared.append(model.name)
@@ -49,7 +50,8 @@ class Told(Whole):
 
     def race(self, models: Sequence[Path]) -> list[Latency] | str:
         self.raced.append([model.name for model in models])
-        parts = [1.0] + [json.loads(model.read_text())["latency"] for model in models]
+        slower = self.drift if len(self.raced) > 1 else 1.0
+        parts = [1.0] + [slower * json.loads(model.read_text())["latency"] for model in models]
         return [Latency(part, part, part, part) for part in parts]
 
 
@@ -134,6 +136,17 @@ def test_the_plan_wins_where_it_is_best(tmp_path: Path) -> None:
     assert all("ruin" not in race for race in case.whole.raced)
     # In the end all that meet the limits run in one race.
     assert case.whole.raced[-1] == ["stock small", "stock fast", "model.onnx"]
+
+
+def test_what_they_are_to_beat_is_the_yardstick_of_their_race(tmp_path: Path) -> None:
+    case = Case(tmp_path / "f", GOAL, stock=STOCK)
+    case.whole.drift = 1.25  # of all but the original, in races after the first
+    for each in case.decide().findings.rounds:
+        assert each.latency == pytest.approx(each.predicted_latency)
+    alone = Case(tmp_path / "g", GOAL)
+    alone.whole.raced, alone.whole.drift = [["first"]], 1.25
+    for each in alone.decide().findings.rounds:
+        assert each.latency == pytest.approx(1.25 * each.predicted_latency)
 
 
 def test_a_model_that_two_searches_build_is_one_round(tmp_path: Path) -> None:
