@@ -32,7 +32,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import onnxlr  # noqa: E402  # the folder above must be known first
-from onnxlr.console import progress_bars  # noqa: E402
+from onnxlr.console import at_work  # noqa: E402
 from onnxlr.errors import OnnxlrError  # noqa: E402
 from tools.auto_tasks import AUTO_TASKS, AutoTask  # noqa: E402
 from tools.fetch_models import Unavailable  # noqa: E402
@@ -132,7 +132,7 @@ def plan(task: AutoTask, asked: argparse.Namespace) -> Planned:
         }
         try:
             model, calibration = task.model(), list(task.calibration())
-            with progress_bars() as progress:
+            with at_work() as progress:
                 start = time.perf_counter()
                 result = onnxlr.rewrite(
                     model,
@@ -161,7 +161,7 @@ def tables(results: Sequence[Planned]) -> list[Grid]:
     grids = [
         Grid(
             "All models",
-            ["model", "target", "goal", "of the size", "of the time", "lost", "verdict", "s"],
+            ["model", "goal", "of the size", "of the time", "lost", "allowed", "verdict", "s"],
             [_summary(result) for result in results],
         )
     ]
@@ -174,16 +174,18 @@ def tables(results: Sequence[Planned]) -> list[Grid]:
 
 
 def _summary(result: Planned) -> list[str]:
-    ours = result.planned
-    first = [result.task, result.target, result.goal]
+    ours, allowed = result.planned, f"{result.drop:g}"
+    first = [result.task, result.goal]
     if result.problem is not None or ours is None or ours["size"] is None:
-        return [*first, *["–"] * 3, result.problem or "no plan", f"{result.seconds:.0f}"]
+        problem = result.problem or "no plan"
+        return [*first, *["–"] * 3, allowed, problem, f"{result.seconds:.0f}"]
     again = "" if result.again is None else f" ({result.again:.0f})"
     return [
         *first,
         f"{ours['size']:.3f}",
         f"{ours['latency']:.3f}",
         _lost(result, ours),
+        allowed,
         result.verdict,
         f"{result.seconds:.0f}{again}",
     ]

@@ -68,7 +68,7 @@ def test_tables_say_what_was_found() -> None:
     failed = contender("static", 0.0, None, problem="cannot be made")
     summary, grid = tables([planned(ours, lossy, failed)])
     assert summary.rows == [
-        ["x", "onnx", "size", "0.200", "0.500", "0.0040", planned(ours).verdict, "60 (5)"]
+        ["x", "size", "0.200", "0.500", "0.0040", "0.01", planned(ours).verdict, "60 (5)"]
     ]
     assert grid.rows == [
         ["**onnxlr**", "0.20", "0.200", "5", "0.500", "0.500–0.500", "0.0040"],
