@@ -11,7 +11,7 @@ LOWEST ?= tests
 ops_sources := pyproject.toml $(wildcard custom_ops/*.* custom_ops/cmake/*.* custom_ops/kernels/*.*)
 cpp_sources := $(wildcard custom_ops/*.cc custom_ops/*.h custom_ops/*/*.cc custom_ops/*/*.h custom_ops/*/*/*.h)
 
-.PHONY: demo test test-all test-lowest test-package sanitize aarch64 bench-operators lint format clean
+.PHONY: demo test test-all test-lowest test-package fuzz sanitize aarch64 bench-operators lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py
@@ -28,6 +28,11 @@ test-all: $(VENV)/.installed-test
 # The lowest versions that pyproject.toml declares, in an environment of their own.
 test-lowest: $(VENV)-lowest/.installed
 	$(VENV)-lowest/bin/python -m pytest -n auto -m "not slow and not models" $(LOWEST)
+
+# Damaged files: a hundred thousand of them, two thousand of which `make test` runs, too. What fails
+# is printed with the command that makes it again, `make fuzz FUZZ="--seed 7 --cases 5000"` chooses.
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python tools/fuzz.py $(FUZZ)
 
 # The wheel as users get it, with and without a compiler.
 test-package: $(VENV)/.installed-test

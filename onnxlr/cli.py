@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, Parameter
 
 from onnxlr import pipeline
+from onnxlr.bench_command import bench
 from onnxlr.calibration import HOLDOUT
-from onnxlr.console import (
-    explain,
-    heed_signals,
-    out,
-    print_json,
-    progress_bars,
-    publish,
-    show_warning,
-)
-from onnxlr.errors import ExitCode, GoalNotMetError, OutputError, VerificationError
+from onnxlr.console import at_work, explain, heed_signals, out, print_json, show_warning
+from onnxlr.errors import ExitCode, VerificationError
 from onnxlr.flags import (
     ANYTHING,
     AS_USUAL,
@@ -33,35 +25,34 @@ from onnxlr.flags import (
     Known,
     MethodName,
     Patterns,
+    Quiet,
     Seed,
-    Switch,
+    Threads,
     Wanted,
+    files_among,
     given,
     with_method_flags,
 )
-from onnxlr.methods import METHODS
 from onnxlr.model.saving import check_output, write_text
-from onnxlr.planning.asking import AUTO, Aims, method_of
 from onnxlr.reporting import (
-    print_findings,
     print_inspection,
     print_ops,
     print_plan,
     print_report,
-    print_rewrite,
     print_statistics,
     shown,
     summarise_statistics,
     to_document,
     tolerate_encodings,
 )
+from onnxlr.rewrite_command import rewrite
 from onnxlr.runtime import describe_ops
 from onnxlr.sweep_command import sweep
 from onnxlr.training_commands import COMMANDS
 from onnxlr.verification import DEFAULT_TOLERANCE
 from onnxlr.version import VERSION
 
-__all__ = ["main"]
+__all__ = ["app", "main"]
 
 app = App(
     name="onnxlr",
@@ -72,14 +63,20 @@ app = App(
     rewritten (with --require-change), 70 a defect of onnxlr, 130 interrupted.
     """,
     version=VERSION,
+    help_format="markdown",
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
 
 
 @app.command
-def inspect(model: Path, *, as_json: Json = False) -> None:
+def inspect(model: Path, *, quiet: Quiet = False, as_json: Json = False) -> None:
     """List a model's linear layers, their ranks, and why some are left alone.
+
+    For example:
+
+        onnxlr inspect model.onnx
+        onnxlr inspect model.onnx --json > layers.json
 
     Parameters
     ----------
@@ -88,7 +85,7 @@ def inspect(model: Path, *, as_json: Json = False) -> None:
     as_json
         Print JSON (schema onnxlr.inspection/1) instead of tables.
     """
-    with progress_bars() as progress:
+    with at_work(quiet) as progress:
         inspection = pipeline.inspect(model, progress=progress)
     if as_json:
         print_json(to_document("inspection", inspection))
@@ -104,9 +101,17 @@ def observe(
     output: Annotated[Path, Parameter(["--output", "-o"])],
     holdout: float | str = HOLDOUT,
     mask: str | None = None,
+    quiet: Quiet = False,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Run a model on calibration data and save what its layers' inputs are like.
+
+    For example:
+
+        onnxlr observe model.onnx --calibration train.npz -o statistics.npz
+        onnxlr observe model.onnx --calibration my:train --holdout my:test -o s.npz
+        onnxlr observe bert.onnx --calibration texts/ -o s.npz --mask attention_mask
 
     Parameters
     ----------
@@ -123,8 +128,8 @@ def observe(
     as_json
         Print JSON (schema onnxlr.observation/1) instead of tables.
     """
-    check_output(output, model, *_files(calibration, holdout))
-    with progress_bars() as progress:
+    check_output(output, model, *files_among(calibration, holdout))
+    with at_work(quiet, threads) as progress:
         found = pipeline.observe(
             model, calibration, output, holdout=holdout, mask=mask, progress=progress
         )
@@ -149,9 +154,17 @@ def plan(
     fitting: Annotated[Fitting, FLAT] = AS_USUAL,
     known: Annotated[Known, FLAT] = NOTHING,
     seed: Seed = 0,
+    quiet: Quiet = False,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Decide what becomes of each layer and write it as a plan that can be edited.
+
+    For example:
+
+        onnxlr plan model.onnx --energy 0.95 -o plan.json
+        onnxlr plan model.onnx --calibration train.npz --goal size -o plan.json
+        onnxlr plan model.onnx --method cp --ratio 0.5 --layers '*conv*'
 
     Parameters
     ----------
@@ -171,8 +184,8 @@ def plan(
         Print the plan itself instead of a table.
     """
     if output is not None:
-        check_output(output, model, *_known_files(known))
-    with progress_bars() as progress:
+        check_output(output, model, *known.files)
+    with at_work(quiet, threads) as progress:
         made = pipeline.plan(
             model,
             method=method,
@@ -188,155 +201,11 @@ def plan(
     if output is not None:
         write_text(output, made.dumps() + "\n")
     if as_json or output is None:
+        out.documents += 1
         out.write(made.dumps() + "\n")
     else:
         print_plan(out, made)
         out.print(f"[green]Wrote[/] {shown(str(output))}")
-
-
-@app.command
-@with_method_flags
-def rewrite(
-    model: Path,
-    *,
-    output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
-    plan: Path | None = None,
-    method: MethodName = None,
-    flags: Any = None,
-    layers: Patterns = (),
-    skip: Patterns = (),
-    wanted: Annotated[Wanted, FLAT] = ANYTHING,
-    fitting: Annotated[Fitting, FLAT] = AS_USUAL,
-    known: Annotated[Known, FLAT] = NOTHING,
-    tolerance: str | None = None,
-    data: str | None = None,
-    seed: Seed = 0,
-    require_change: Switch = False,
-    keep: Switch = False,
-    report: Path | None = None,
-    as_json: Json = False,
-) -> None:
-    """Rewrite a model, prove that its outputs agree with the original's, and save it.
-
-    Without a method, each layer becomes what measurements say is best for the goal. A single method
-    without a budget gives each layer the least rank whose relative error is at most 0.05.
-
-    Parameters
-    ----------
-    model
-        The ONNX model; it is never modified.
-    output
-        File to write; MODEL.onnxlr.onnx beside the model if not given.
-    plan
-        A plan made by `onnxlr plan`, instead of --method and its options.
-    method
-        auto, or one of those that docs/methods.md describes.
-    layers
-        Shell pattern of layers to rewrite, as inspect names them; all if not given. Repeatable.
-    skip
-        Shell pattern of layers to leave alone. Repeatable.
-    tolerance
-        What outputs must hold, for instance "cosine>=0.99" (every float output) or
-        "logits:top1>=0.98,max_abs<=0.1"; cosine>=0.99 if not given, or what --max-drop says.
-    data
-        Inputs to compare on: .npz, .npy, a folder of them, or module:function; random if not given.
-    seed
-        Seed of methods and of random inputs.
-    require_change
-        Exit with 4 if no layer can be rewritten, instead of copying the model.
-    keep
-        Write the model even if verification fails (the exit code is still 1).
-    report
-        File to write the result to as JSON (schema onnxlr.rewrite/1).
-    as_json
-        Print that JSON instead of tables.
-    """
-    _check_outputs(output, report, model, plan, data, known)
-    if not as_json:
-        what = f"plan {plan}" if plan else _budget(method, flags, fitting, wanted, known)
-        held_to = f"; tolerance {tolerance}" if tolerance else ""
-        out.print(f"[dim]{shown(what + held_to)}[/]")
-    try:
-        with progress_bars() as progress:
-            result = pipeline.rewrite(
-                model,
-                output,
-                plan=plan,
-                method=method,
-                layers=layers,
-                skip=skip,
-                **vars(wanted),
-                **vars(fitting),
-                **vars(known),
-                tolerance=tolerance,
-                data=data,
-                seed=seed,
-                require_change=require_change,
-                keep=keep,
-                progress=progress,
-                **given(flags),
-            )
-    except GoalNotMetError as error:
-        if error.result is not None:
-            publish(to_document("findings", error.result), report, as_json)
-            if not as_json:
-                print_findings(out, error.result)
-        raise
-    except VerificationError as error:
-        publish(to_document("rewrite", error.result), report, as_json)
-        if not as_json and error.result is not None:
-            print_rewrite(out, error.result)
-        raise
-    publish(to_document("rewrite", result), report, as_json)
-    if not as_json:
-        print_rewrite(out, result)
-
-
-def _check_outputs(
-    output: Path | None,
-    report: Path | None,
-    model: Path,
-    plan: Path | None,
-    data: str | None,
-    known: Known,
-) -> None:
-    """Refuse to write over anything that is read, or to write two things to one place."""
-    read = (*_files(data), *_known_files(known))
-    for path in (output, report):
-        if path is not None:
-            check_output(path, model, plan, *read)
-    if report is not None:
-        written = output if output is not None else model.with_suffix(".onnxlr.onnx")
-        if report.resolve() == written.resolve():
-            raise OutputError(f"{report}: is both the report and the model to write")
-
-
-def _known_files(known: Known) -> list[Path]:
-    return _files(known.calibration, known.statistics, known.importance, known.holdout)
-
-
-def _files(*sources: object) -> list[Path]:
-    """Return those sources that are files or folders."""
-    return [Path(s) for s in sources if isinstance(s, str | Path) and _exists(str(s))]
-
-
-def _exists(path: str) -> bool:
-    return os.path.exists(path)  # noqa: PTH110  (Path.exists raises for names that are too long)
-
-
-def _budget(method: str | None, flags: Any, fitting: Fitting, wanted: Wanted, known: Known) -> str:
-    options = given(flags)
-    method = method_of(method, options, vars(fitting), known.importance is not None)
-    if method == AUTO:
-        return f"{AUTO}: {Aims(**vars(wanted)).parse().words}"
-    budget = [f"{name} {value}" for name, value in options.items()]
-    if not budget and method in METHODS:
-        usual = str(METHODS[method].options())
-        budget = [usual] if usual else []
-    if not budget:
-        return method
-    where = "for all layers together" if fitting.allocate == "global" else "per layer"
-    return f"{method}, {', '.join(budget)} {where}"
 
 
 @app.command
@@ -348,9 +217,17 @@ def verify(
     tolerance: str = DEFAULT_TOLERANCE,
     known: Annotated[Known, FLAT] = NOTHING,
     seed: Seed = 0,
+    quiet: Quiet = False,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Run two models on the same inputs and compare their outputs.
+
+    For example:
+
+        onnxlr verify model.onnx small.onnx --data test.npz
+        onnxlr verify model.onnx small.onnx --tolerance 'cosine>=0.995'
+        onnxlr verify model.onnx small.onnx --statistics statistics.npz --json
 
     Parameters
     ----------
@@ -367,7 +244,7 @@ def verify(
     as_json
         Print JSON (schema onnxlr.report/1) instead of tables.
     """
-    with progress_bars() as progress:
+    with at_work(quiet, threads) as progress:
         report = pipeline.verify(
             original,
             rewritten,
@@ -390,22 +267,47 @@ def verify(
 
 
 @app.command
-def ops(*, as_json: Json = False) -> None:
+def ops(*, quiet: Quiet = False, as_json: Json = False) -> None:
     """Tell where the op library is, what it runs on, or why there is none.
+
+    For example:
+
+        onnxlr ops
+        onnxlr ops --json
 
     Parameters
     ----------
     as_json
         Print JSON (schema onnxlr.ops/1) instead of text.
     """
-    found = describe_ops()
+    with at_work(quiet):
+        found = describe_ops()
     if as_json:
         print_json(to_document("ops", found))
     else:
         print_ops(out, found)
 
 
-for _command in (sweep, *COMMANDS):
+@app.command
+def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
+    """Print a script that lets a shell complete commands and options.
+
+    For example:
+
+        onnxlr completion bash > ~/.local/share/bash-completion/completions/onnxlr
+        onnxlr completion zsh > ~/.zfunc/_onnxlr
+        onnxlr completion fish > ~/.config/fish/completions/onnxlr.fish
+
+    Parameters
+    ----------
+    shell
+        The shell: bash (with the package bash-completion), zsh (with ~/.zfunc in fpath) or fish.
+    """
+    out.write(app.generate_completion(shell=shell).rstrip() + "\n")
+
+
+_OTHERS: tuple[Callable[..., Any], ...] = (rewrite, sweep, bench, *COMMANDS)
+for _command in _OTHERS:
     app.command(_command)
 
 
@@ -414,6 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     tolerate_encodings()
     heed_signals()
+    out.quiet, out.documents = False, 0
     warnings.showwarning = show_warning
     try:
         app(tokens, exit_on_error=False, print_error=False)

@@ -11,25 +11,39 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from cyclopts import CycloptsError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
-from onnxlr.errors import ExitCode, OnnxlrError, OnnxlrWarning, VerificationError
+from onnxlr.errors import ExitCode, OnnxlrError, OnnxlrWarning
 from onnxlr.model.saving import write_text
 from onnxlr.progress import Progress as ProgressCallback
 from onnxlr.progress import silent
 from onnxlr.reporting import Stream, error_document, shown
+from onnxlr.reporting.page import Origin, is_page, page_with_spectra
+from onnxlr.runtime import with_threads
 
 __all__ = [
+    "at_work",
     "err",
     "explain",
     "heed_signals",
     "out",
     "print_json",
-    "progress_bars",
     "publish",
     "show_warning",
 ]
@@ -39,14 +53,23 @@ err = Stream(stderr=True)
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """Print a document to standard output."""
+    """Print a document to standard output, of which it is all."""
+    out.documents += 1
     out.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
-def publish(document: dict[str, Any], report: Path | None, as_json: bool) -> None:
-    """Write a document to a file if there is one, and to standard output if asked for."""
+def publish(
+    document: dict[str, Any], report: Path | None, as_json: bool, origin: Origin | None = None
+) -> None:
+    """Write a document to a file if there is one, and to standard output if asked for.
+
+    The file may be a page where the document's origin is told.
+    """
     if report is not None:
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        if origin is not None and is_page(report):
+            with at_work(out.quiet) as progress:
+                text = page_with_spectra(document, origin, progress)
         # A path whose bytes are no UTF-8 is written as JSON's own escapes.
         write_text(report, text.encode("utf-8", "backslashreplace").decode())
     if as_json:
@@ -54,30 +77,80 @@ def publish(document: dict[str, Any], report: Path | None, as_json: bool) -> Non
 
 
 @contextmanager
-def progress_bars() -> Iterator[ProgressCallback]:
-    """Draw a bar for each task while a terminal looks on; it goes away when the task is done.
+def at_work(quiet: bool = False, threads: int | None = None) -> Iterator[ProgressCallback]:
+    """Run models on so many threads, and draw a bar for what is done while a terminal looks on.
 
-    What follows a semicolon in a task's name may change while it goes on.
+    What follows a semicolon in a task's name may change while it goes on. A bar goes away when the
+    next task begins.
+
+    Parameters
+    ----------
+    quiet
+        Draw nothing, and print nothing to standard output, from now on; JSON and errors are said.
+    threads
+        Of sessions; as many as the environment says, or ONNX Runtime likes, if not given.
+
+    Raises
+    ------
+    UsageError
+        If the number of threads is none.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    if not err.is_terminal:
-        yield silent
-        return
-    with Progress(*columns, console=err, transient=True) as bars:
-        tasks: dict[str, Any] = {}
+    out.quiet = quiet
+    with with_threads(threads):
+        if quiet or not err.is_terminal:
+            yield silent
+            return
+        columns = (
+            TextColumn("{task.description}", table_column=Column(overflow="ellipsis", ratio=1)),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            _TimeLeft(table_column=Column(no_wrap=True, min_width=12)),
+        )
+        with Progress(*columns, console=err, transient=True, expand=True) as bars:
+            yield _Bars(bars).update
 
-        def update(task: str, done: int, total: int) -> None:
-            name = task.partition(";")[0]
-            if name not in tasks:
-                tasks[name] = bars.add_task(task, total=total)
-            bars.update(tasks[name], description=task, completed=done, total=total)
 
-        yield update
+class _Bars:
+    """The bars of a command, of which the one that moved last is seen."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars, self._tasks = bars, dict[str, TaskID]()
+        self._seen: str | None = None
+
+    def update(self, task: str, done: int, total: int) -> None:
+        """Show a task, as `Progress` says; one that is done and begins anew counts from there."""
+        name = task.partition(";")[0]
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(escape(task), total=total)
+        elif self._bars.tasks[self._tasks[name]].finished and done < total:
+            self._bars.reset(self._tasks[name], total=total)
+        if name != self._seen and self._seen is not None:
+            self._bars.update(self._tasks[self._seen], visible=False)
+        self._seen = name
+        self._bars.update(
+            self._tasks[name],
+            description=escape(task),
+            completed=done,
+            total=total,
+            visible=True,
+        )
+
+
+class _TimeLeft(ProgressColumn):
+    """The time that is left, by the time it took so far; the latter where nothing is known yet."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        """Return `0:01:02 left`, or `0:00:05 so far`."""
+        left, passed = task.time_remaining, task.elapsed or 0.0
+        if task.finished or left is None:
+            return Text(f"{_clock(passed)} so far", style="progress.elapsed")
+        return Text(f"{_clock(left)} left", style="progress.remaining")
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 IMPATIENCE = 1.0
@@ -123,7 +196,7 @@ def explain(error: BaseException, as_json: bool) -> ExitCode:
         if os.environ.get("ONNXLR_DEBUG"):
             err.write("".join(traceback.format_exception(error)))
     message = " ".join(line.strip() for line in message.splitlines() if line.strip())
-    if as_json and not isinstance(error, VerificationError):  # whose document is out already
+    if as_json and not out.documents:
         print_json(error_document(kind, message, code))
     err.print(f"[bold red]error:[/] {shown(message)}", soft_wrap=True, highlight=False)
     return code

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxlr.errors import UsageError
+from onnxlr.errors import UsageError, expected_one_of
 from onnxlr.methods import Rounding, Setting, find_method, format_of, options_for
 from onnxlr.metrics import METRICS, Activation, Fisher, FisherRows, Frobenius, Kfac, Metric
 from onnxlr.stages import Chain
@@ -137,4 +137,4 @@ def _metric(
         return Activation(covariance)
     if name == "kfac" and output_covariance is not None:
         return Kfac(covariance, output_covariance)
-    raise UsageError(f"metric '{name}' is unknown, expected one of {', '.join(METRICS)}")
+    raise UsageError(f"metric '{name}' is unknown; {expected_one_of(METRICS, name)}")

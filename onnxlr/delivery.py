@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import chain as joined
 from itertools import islice
@@ -29,14 +30,17 @@ from onnxlr.errors import (
     PlanError,
     VerificationError,
 )
+from onnxlr.fits import Workers
 from onnxlr.model import Model, open_model
-from onnxlr.model.saving import copy_model, staging, write_model
+from onnxlr.model.data_file import DataFile
+from onnxlr.model.saving import copy_model, data_file, model_bytes, staging, write_model
 from onnxlr.plan import Plan, record_training, trained_after
 from onnxlr.planning import Findings, Making, take_plan
 from onnxlr.progress import Progress
 from onnxlr.records import LayerRecord
 from onnxlr.rewriting import METADATA_KEY, Rewriting
 from onnxlr.runtime import MOST_FEEDS, Footprint, Footprints, ModelFile, measure_footprints
+from onnxlr.scratch import scratch
 from onnxlr.stages import Chain, Recombined, Sum
 from onnxlr.verification import Report, Subject, TernaryNodes, Tolerance, prove
 
@@ -51,6 +55,9 @@ __all__ = [
 
 _PLAN_KEY = re.compile(rf"{re.escape(METADATA_KEY)}(\.\d+)?")
 """Keys under which a rewritten model holds plans."""
+
+_REFERENCE = "reference.onnx"
+"""Name of the reference model's file."""
 
 
 @dataclass(frozen=True)
@@ -143,43 +150,66 @@ class Delivery:
 
     def carry_out(self, conditions: Conditions, require_change: bool, keep: bool) -> RewriteResult:
         """Rewrite, prove, save; see `onnxlr.rewrite`."""
-        sha256, before = self.source.sha256, _file_bytes(self.source)
+        before = _file_bytes(self.source)
         outputs = [value.name for value in self.source.proto.graph.output]
         conditions.tolerance.check_outputs(outputs)
-        rewriting = Rewriting(self.source, self.reopen(), self.making.target)
-        choices, measured = {}, False
-        for proposal in self.making.proposals:
-            rewriting.add(proposal)
-            choices[proposal.layer.name] = proposal.choice
-            measured = measured or _recombines(proposal.chain)
-        plan, findings = self.making.plan(choices, sha256), self.making.findings
-        if self.making.ready is not None:
-            return self._hand_out(self.making.ready, plan, rewriting, before, conditions, keep)
-        if plan.is_empty:
-            return self._copy(plan, rewriting, before, require_change)
-        rewriting.finish(plan)
-        if self.training is not None:
-            record_training(self.source.proto, *self.training)
-        with staging(self.output) as folder:
-            write_model(self.source, folder, self.output.name)
-            after = sum(file.stat().st_size for file in folder.iterdir())
-            ternary = TernaryNodes.of(self.source.proto)
-            staged, original = folder / self.output.name, self.reopen()
-            conditions, again = conditions.twice()
-            report = _prove(rewriting, original, staged, ternary, conditions)
-            written = self.output if report.passed or keep else None
-            records = tuple(rewriting.records)
-            result = RewriteResult(written, plan, records, report, before, after, findings=findings)
-            if written is None:
-                staged.unlink()
-            elif measured:
-                result = replace(result, footprints=_measure(original, staged, result, again))
-        if not report.passed:
+        with staging(self.output) as folder, _reference(self.output.absolute().parent) as aside:
+            result = self._built(folder, aside, before, conditions, require_change, keep)
+        report = result.report
+        if report is not None and not report.passed:
             raise VerificationError(f"{self.output}: {_failure(report)}", report, result)
         return result
 
+    def _built(
+        self,
+        folder: Path,
+        aside: Path,
+        before: int,
+        conditions: Conditions,
+        require_change: bool,
+        keep: bool,
+    ) -> RewriteResult:
+        """Build what is to be handed out in a folder, and the reference model in another."""
+        sha256, reference = self.source.sha256, self.reopen()
+        rewriting = Rewriting(self.source, reference, self.making.target)
+        choices, measured = {}, False
+        with (
+            data_file(self.source, folder, self.output.name) as self.source.data,
+            data_file(reference, aside, _REFERENCE) as reference.data,
+        ):
+            for proposal in self.making.proposals:
+                rewriting.add(proposal)
+                choices[proposal.layer.name] = proposal.choice
+                measured = measured or _recombines(proposal.chain)
+            plan = self.making.plan(choices, sha256)
+            if self.making.ready is not None:
+                _forget(self.source)
+                return self._hand_out(folder, plan, rewriting, before, conditions, keep)
+            if plan.is_empty:
+                _forget(self.source)
+                return self._copy(folder, plan, rewriting, before, require_change)
+            rewriting.finish(plan)
+            if self.training is not None:
+                record_training(self.source.proto, *self.training)
+            write_model(self.source, folder, self.output.name)
+            write_model(reference, aside, _REFERENCE)
+        after = model_bytes(folder)
+        ternary = TernaryNodes.of(self.source.proto)
+        rewriting.release()
+        staged, original = folder / self.output.name, self.reopen()
+        conditions, again = conditions.twice()
+        report = _prove(rewriting, original, staged, ternary, conditions, aside)
+        written = self.output if report.passed or keep else None
+        records, findings = tuple(rewriting.records), self.making.findings
+        result = RewriteResult(written, plan, records, report, before, after, findings=findings)
+        if written is None:
+            staged.unlink()
+        elif measured:
+            result = replace(result, footprints=_measure(original, staged, result, again))
+        return result
+
     def _copy(
-        self, plan: Plan, rewriting: Rewriting, before: int, require_change: bool
+        self, folder: Path, plan: Plan, rewriting: Rewriting, before: int, require_change: bool
     ) -> RewriteResult:
         records = tuple(rewriting.records)
         if require_change:
@@ -187,44 +217,57 @@ class Delivery:
                 f"{self.source.name}: no layer was rewritten ({len(records)} found), "
                 "but --require-change was given"
             )
-        with staging(self.output) as folder:
-            copy_model(self.source, folder, self.output.name)
+        copy_model(self.source, folder, self.output.name)
         findings = self.making.findings
         return RewriteResult(self.output, plan, records, None, before, before, findings=findings)
 
     def _hand_out(
         self,
-        ready: Path,
+        folder: Path,
         plan: Plan,
         rewriting: Rewriting,
         before: int,
         conditions: Conditions,
         keep: bool,
     ) -> RewriteResult:
-        """Prove and save a model that others made; the plan's is worse."""
+        """Prove a model that others made; the plan's is worse."""
+        if self.making.ready is None:
+            raise ValueError("there is no model to hand out")
         records = tuple(rewriting.records)
-        with staging(self.output) as folder, tempfile.TemporaryDirectory() as name:
+        with _reference() as aside:
             staged, original = folder / self.output.name, self.reopen()
-            shutil.copyfile(ready, staged)
+            shutil.copyfile(self.making.ready, staged)
             after = staged.stat().st_size
             report = conditions.prove(
                 Subject(
                     original,
-                    original.path or _stored(original, Path(name)),
+                    original.path or _stored(original, aside),
                     staged,
                     None,
                     missing="ONNX Runtime's own tools made it",
                     ternary=TernaryNodes.of(open_model(staged).proto),
                 )
             )
-            written = self.output if report.passed or keep else None
-            if written is None:
-                staged.unlink()
+        written = self.output if report.passed or keep else None
+        if written is None:
+            staged.unlink()
         findings = self.making.findings
-        result = RewriteResult(written, plan, records, report, before, after, findings=findings)
-        if not report.passed:
-            raise VerificationError(f"{self.output}: {_failure(report)}", report, result)
-        return result
+        return RewriteResult(written, plan, records, report, before, after, findings=findings)
+
+
+def _reference(place: Path | None = None) -> AbstractContextManager[Path]:
+    """Give a folder for the reference model, which is as large as the original, and other files.
+
+    Beside the output, as the system's folder for temporary files may be in memory.
+    """
+    return scratch("onnxlr-reference-" if place is None else ".onnxlr-reference-", place)
+
+
+def _forget(model: Model) -> None:
+    """Forget what was to be written beside the model."""
+    if model.data is not None:
+        model.data.close()
+        model.data.path.unlink(missing_ok=True)
 
 
 def _prove(
@@ -233,24 +276,21 @@ def _prove(
     rewritten: Path,
     ternary: TernaryNodes,
     conditions: Conditions,
+    aside: Path,
 ) -> Report:
-    """Prove what a rewriting made; the reference model exists only meanwhile."""
-    with tempfile.TemporaryDirectory(prefix="onnxlr-reference-") as name:
-        folder = Path(name)
-        write_model(rewriting.reference, folder, "reference.onnx")
-        rewriting.release()
-        return conditions.prove(
-            Subject(
-                original=original,
-                original_file=original.path or _stored(original, folder),
-                rewritten_file=rewritten,
-                reference_file=folder / "reference.onnx",
-                pieces=rewriting.pieces,
-                dtypes=rewriting.dtypes,
-                int8_data=rewriting.int8_data,
-                ternary=ternary,
-            )
+    """Prove what a rewriting made, whose reference model is in a folder."""
+    return conditions.prove(
+        Subject(
+            original=original,
+            original_file=original.path or _stored(original, aside),
+            rewritten_file=rewritten,
+            reference_file=aside / _REFERENCE,
+            pieces=rewriting.pieces,
+            dtypes=rewriting.dtypes,
+            int8_data=rewriting.int8_data,
+            ternary=ternary,
         )
+    )
 
 
 def _recombines(chain: Chain | None) -> bool:
@@ -302,21 +342,48 @@ def verify_files(
     if missing is None:
         missing = "it holds no plan for it" if plan is None else _lacks(plan, sources)
     if plan is not None and missing is None:
-        rewriting = Rewriting(original, reopen(), plan.target)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", OnnxlrWarning)
-            making = take_plan(
-                original, plan, sources, reopen, conditions.isolate, conditions.progress
-            )
-            for proposal in making.proposals:
-                rewriting.add(proposal)
-        rewriting.finish(plan)
-        return _prove(rewriting, reopen(), rewritten, ternary, conditions)
+        with _reference() as aside:
+            rewriting = _followed(original, reopen, plan, sources, conditions, aside)
+            return _prove(rewriting, reopen(), rewritten, ternary, conditions, aside)
     with tempfile.TemporaryDirectory(prefix="onnxlr-original-") as name:
         file = original.path or _stored(original, Path(name))
         return conditions.prove(
             Subject(original, file, rewritten, None, missing=missing or "", ternary=ternary)
         )
+
+
+def _followed(
+    original: Model,
+    reopen: Callable[[], Model],
+    plan: Plan,
+    sources: Sources,
+    conditions: Conditions,
+    aside: Path,
+) -> Rewriting:
+    """Follow a plan once more, for its reference model, which is written into a folder."""
+    reference = reopen()
+    rewriting = Rewriting(original, reference, plan.target)
+    with (
+        DataFile(aside / "again.data") as original.data,
+        data_file(reference, aside, _REFERENCE) as reference.data,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", OnnxlrWarning)
+        making = take_plan(
+            original,
+            plan,
+            sources,
+            reopen,
+            conditions.isolate,
+            conditions.progress,
+            Workers(isolate=conditions.isolate),
+        )
+        for proposal in making.proposals:
+            rewriting.add(proposal)
+        rewriting.finish(plan)
+        write_model(reference, aside, _REFERENCE)
+    rewriting.release()
+    return rewriting
 
 
 def _lacks(plan: Plan, sources: Sources) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxlr.errors import UsageError
+from onnxlr.errors import UsageError, expected_one_of
 from onnxlr.layers import Layer
 from onnxlr.metrics import (
     METRICS,
@@ -254,7 +254,7 @@ class Evidence:
             If what the metric needs is not known of this layer.
         """
         if name not in METRICS:
-            raise UsageError(f"metric '{name}' is unknown, expected one of {', '.join(METRICS)}")
+            raise UsageError(f"metric '{name}' is unknown; {expected_one_of(METRICS, name)}")
         if solver is not None and name != "fisher":
             raise UsageError(f"solver '{solver}' is for metric fisher, not {name}")
         if name == "frobenius":
@@ -286,6 +286,8 @@ class Evidence:
         self, weight: npt.NDArray[Any], groups: int | None
     ) -> tuple[View | None, View | None]:
         """Return what the inputs to fit to, and those to judge by, say of a weight."""
+        if self.fit is None and self.holdout is None:
+            return None, None
         parts = unfold_inputs(weight, groups)
         return _view(self.fit, parts), _view(self.holdout, parts)
 

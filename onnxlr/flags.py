@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, make_dataclass
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from functools import reduce
-from inspect import getdoc
+from inspect import getdoc, signature
 from itertools import takewhile
 from operator import or_
 from pathlib import Path
@@ -27,10 +28,14 @@ __all__ = [
     "Known",
     "MethodName",
     "Patterns",
+    "Quiet",
     "Seed",
     "Switch",
+    "Threads",
     "Wanted",
+    "files_among",
     "given",
+    "options_given",
     "with_method_flags",
 ]
 
@@ -57,6 +62,22 @@ WHOLE = Parameter(converter=_whole)
 WHOLE_OR_TEXT = Parameter(converter=_whole_or_text)
 FLAT = Parameter(name="*")
 Seed = Annotated[int, WHOLE]
+Quiet = Annotated[
+    bool,
+    Parameter(
+        ["--quiet", "-q"],
+        negative=(),
+        help="Print nothing but warnings and errors, and JSON if it is asked for.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    Parameter(
+        converter=_whole,
+        help="Threads that models run on, where they are observed or compared; one for each core "
+        "if not given. Times are measured on one thread whatever this is.",
+    ),
+]
 MethodName = Annotated[
     str | None,
     Parameter(
@@ -143,6 +164,11 @@ class Known:
     statistics: Path | None = None
     importance: Path | None = None
 
+    @property
+    def files(self) -> list[Path]:
+        """Files and folders that are read."""
+        return files_among(self.calibration, self.statistics, self.importance, self.holdout)
+
 
 NOTHING = Known()
 """Known where no flag is given."""
@@ -150,7 +176,7 @@ NOTHING = Known()
 
 @dataclass(frozen=True)
 class Wanted:
-    """What method auto is to reach.
+    """What method auto is to reach, and how layers are fitted whatever the method.
 
     Attributes
     ----------
@@ -165,11 +191,17 @@ class Wanted:
     max_latency
         Fraction of the original's time, on one thread, for method auto.
     cache
-        File that measurements are kept in and taken from, for method auto; a run that was
-        interrupted goes on from it.
+        Folder that fits of layers, and what method auto measures, are kept in and taken from; a run
+        that was interrupted goes on from it. It can be deleted at any time.
     stock
         Compare with what ONNX Runtime's own tools make, for method auto, and hand that out where it
         is better.
+    jobs
+        Layers that are fitted side by side, each by a process with one thread; one a processor if
+        not given, for small models of a single method none. The result is always the same.
+    memory
+        Memory that all processes may take while layers are fitted, such as 4G, as far as can be
+        foreseen; half of what is free if not given. One layer is fitted in any case.
     """
 
     goal: str | None = None
@@ -179,6 +211,7 @@ class Wanted:
     cache: Path | None = None
     stock: bool = True
     jobs: Annotated[int | None, WHOLE] = None
+    memory: str | None = None
 
 
 ANYTHING = Wanted()
@@ -236,3 +269,41 @@ def _flag(kinds: set[Any]) -> Any:
 def given(flags: Any) -> dict[str, Any]:
     """Return the flags of the methods that were given."""
     return {} if flags is None else {k: v for k, v in vars(flags).items() if v is not None}
+
+
+def files_among(*sources: object) -> list[Path]:
+    """Return those sources that are files or folders."""
+    texts = [str(source) for source in sources if isinstance(source, str | Path)]
+    # Path.exists raises for names that are too long
+    return [Path(text) for text in texts if os.path.exists(text)]  # noqa: PTH110
+
+
+def options_given(command: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options that differ from what they are if not given, as one writes them.
+
+    Parameters
+    ----------
+    command
+        The function of a command.
+    values
+        Its arguments by name.
+    """
+    found: dict[str, str] = {}
+    for name, parameter in signature(command).parameters.items():
+        value = values[name]
+        if is_dataclass(value):
+            for one in fields(value):
+                found |= _option(one.name, getattr(value, one.name), one.default)
+        elif parameter.kind is parameter.KEYWORD_ONLY:
+            found |= _option(name, value, parameter.default)
+    return found
+
+
+def _option(name: str, value: Any, default: Any) -> dict[str, str]:
+    if value is None or value == default:
+        return {}
+    flag = name.removeprefix("as_").replace("_", "-")
+    if isinstance(value, bool):
+        return {f"--{'' if value else 'no-'}{flag}": ""}
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    return {f"--{flag}": " ".join(map(str, value)) if several else str(value)}

@@ -13,8 +13,7 @@ import numpy.typing as npt
 from onnxlr.errors import ModelError
 from onnxlr.layers import Layer, read_weight
 from onnxlr.methods.matricisation import Matricisation, matricisations
-from onnxlr.methods.spectrum import Spectrum
-from onnxlr.metrics import Frobenius
+from onnxlr.methods.spectrum import energies
 from onnxlr.model import Model
 from onnxlr.model.model import tensors_of
 from onnxlr.model.tensors import stored_bytes, type_name
@@ -147,9 +146,9 @@ def _summarise(model: Model, layer: Layer, total: int) -> LayerSummary:
 def _energy_ranks(model: Model, layer: Layer) -> tuple[int, int]:
     """Return the ranks that hold 90 % and 99 % of the energy, of a kernel in the channel form."""
     form = _channel_form(read_weight(model, layer), layer)
-    energies = Spectrum.of(form.matrices(), form.weighings(Frobenius())).energies()
-    first, second = (int(np.searchsorted(energies, share)) + 1 for share in (0.9, 0.99))
-    return min(first, len(energies)), min(second, len(energies))
+    shares = energies(form.matrices())
+    first, second = (int(np.searchsorted(shares, share)) + 1 for share in (0.9, 0.99))
+    return min(first, len(shares)), min(second, len(shares))
 
 
 def _channel_form(weight: npt.NDArray[Any], layer: Layer) -> Matricisation:

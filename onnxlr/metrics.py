@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from onnxlr.errors import UsageError
+from onnxlr.errors import UsageError, expected_one_of
 
 __all__ = [
     "METRICS",
@@ -177,7 +177,7 @@ class Fisher(Metric):
             If the importance cannot be used, or the solver is unknown.
         """
         if solver not in SOLVERS:
-            raise UsageError(f"solver '{solver}' is unknown, expected one of {', '.join(SOLVERS)}")
+            raise UsageError(f"solver '{solver}' is unknown; {expected_one_of(SOLVERS, solver)}")
         self.importance = _checked(importance)
         self.solver = solver
 
@@ -288,6 +288,11 @@ class Weighing:
             return cls(np.sqrt(rows))
         left = None if rows is None else _cholesky(rows).T
         return cls(left, None if columns is None else _cholesky(columns))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every entry counts alike."""
+        return self.left is None and self.right is None
 
     def weigh(self, weight: Matrix) -> Matrix:
         """Return `L W R`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from onnxlr.calibration import observe as observe_layers
 from onnxlr.decomposition import decompose
 from onnxlr.delivery import Conditions, Delivery, RewriteResult, verify_files
 from onnxlr.errors import UsageError
+from onnxlr.fits import Workers
 from onnxlr.inspection import Inspection, inspect_layers
 from onnxlr.layers import find_layers
 from onnxlr.model import Model, open_model
@@ -143,6 +144,7 @@ def plan(
     cache: str | Path | None = None,
     stock: bool = True,
     jobs: int | None = None,
+    memory: int | str | None = None,
     seed: int = 0,
     isolate: bool = True,
     progress: Progress = silent,
@@ -170,7 +172,9 @@ def plan(
     opened = open_source(model)
     request = _request(arguments)
     sources = Sources(calibration, holdout, mask, statistics, importance)
-    making = make_plan(opened, request, sources, partial(open_anew, model), isolate, progress)
+    workers = _workers(arguments, request)
+    reopen = partial(open_anew, model)
+    making = make_plan(opened, request, sources, reopen, isolate, progress, workers)
     return making.plan(making.decided(), opened.sha256)
 
 
@@ -204,6 +208,7 @@ def rewrite(
     cache: str | Path | None = None,
     stock: bool = True,
     jobs: int | None = None,
+    memory: int | str | None = None,
     seed: int = 0,
     tolerance: str | None = None,
     data: DataSource | None = None,
@@ -282,12 +287,18 @@ def rewrite(
         Of method `auto`: fractions of the original's size and time on one thread. Given without
         `max_drop`, the best outputs that keep to them are sought.
     cache
-        Of method `auto`: file that measurements are kept in and taken from.
+        Folder that fits of layers, and what method `auto` measures, are kept in and taken from: a
+        run that was interrupted goes on from it. A file, or a name that ends in `.sqlite`, is for
+        the measurements alone.
     stock
         Of method `auto`: whether what ONNX Runtime's own tools make is compared, and handed out
         where it is better.
     jobs
-        Of method `auto`: layers that are fitted side by side; one a processor if not given.
+        Layers that are fitted side by side, each by a process with one thread; the result is the
+        same however many. If not given one a processor, for small models of a single method none.
+    memory
+        Bytes, or a text such as `4G`, that all processes may take together while layers are fitted,
+        as far as can be foreseen; half of what is free if not given. One fits in any case.
     seed
         Of methods, and of random inputs.
     tolerance
@@ -327,17 +338,19 @@ def rewrite(
     held_to = _tolerance(tolerance, None if plan is not None else request)
     held_to.check_outputs(outputs)
     sources = Sources(calibration, holdout, mask, statistics, importance)
-    reopen = partial(open_anew, model)
+    reopen, workers = partial(open_anew, model), _workers(arguments, request)
     if plan is not None:
         given = plan if isinstance(plan, Plan) else Plan.read(Path(plan))
+        if isinstance(request, AutoRequest):  # who fits, and what is kept, is no plan's matter
+            request = replace(request, cache=None, jobs=None, memory=None)
         if request not in (Request(seed=seed), AutoRequest(Aims().parse(), seed=seed)):
             raise UsageError(
                 "a plan says what to do: give either a plan, or a method with its options, layers, "
                 "format, metric, activations and target"
             )
-        making = take_plan(source, given, sources, reopen, isolate, progress)
+        making = take_plan(source, given, sources, reopen, isolate, progress, workers)
     else:
-        making = make_plan(source, request, sources, reopen, isolate, progress)
+        making = make_plan(source, request, sources, reopen, isolate, progress, workers)
     delivery = Delivery(source=source, reopen=reopen, output=file, making=making)
     if data is None and sources.calibration is not None:
         data = sources.held_out(source)
@@ -392,9 +405,20 @@ def _request(arguments: Mapping[str, Any]) -> Request | AutoRequest:
     names = {field.name for field in fields(Request)} - {"method", "options", "selection"}
     fitting = {name: arguments[name] for name in names}
     fitting["selection"] = Selection(arguments["layers"], arguments["skip"])
-    aims = Aims(**{field.name: arguments[field.name] for field in fields(Aims)})
     importance = arguments["importance"] is not None
-    return request_of(arguments["method"], arguments["options"], fitting, aims, importance)
+    options = arguments["options"]
+    return request_of(arguments["method"], options, fitting, _aims(arguments), importance)
+
+
+def _aims(arguments: Mapping[str, Any]) -> Aims:
+    return Aims(**{field.name: arguments[field.name] for field in fields(Aims)})
+
+
+def _workers(arguments: Mapping[str, Any], request: Request | AutoRequest) -> Workers:
+    """Return who fits the layers of a single method, or of a plan."""
+    if isinstance(request, AutoRequest) and arguments.get("plan") is None:
+        return Workers(isolate=arguments["isolate"])
+    return _aims(arguments).workers(arguments["isolate"])
 
 
 def _tolerance(text: str | None, request: Request | AutoRequest | None) -> Tolerance:

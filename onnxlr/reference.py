@@ -18,7 +18,10 @@ __all__ = ["with_dense_weight"]
 def with_dense_weight(
     proposal: Proposal, values: npt.NDArray[np.float64], reference: Model
 ) -> Splice:
-    """Return the change that gives a layer's nodes another dense weight, as each takes it."""
+    """Return the change that gives a layer's nodes another dense weight, as each takes it.
+
+    Its values are in the reference's data file already, where there is one.
+    """
     layer = proposal.layer
     change = Splice(released=released_by(layer))
     tensors: dict[tuple[object, ...], onnx.TensorProto] = {}
@@ -28,9 +31,11 @@ def with_dense_weight(
         group = []
         if key not in tensors:
             name = reference.names.new(f"{layer.name}.approximation")
-            tensors[key] = make_tensor(dense, name)
             if layer.in_function:
+                tensors[key] = make_tensor(dense, name)
                 group = as_constants([tensors[key]])
+            else:
+                tensors[key] = reference.new_tensor(dense, name)
         node = onnx.NodeProto()
         node.CopyFrom(site.node)
         node.input[0 if site.layout in (Layout.SECOND_LAST, Layout.ROWS) else 1] = tensors[key].name

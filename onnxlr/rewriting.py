@@ -5,8 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from onnxlr.errors import OnnxlrWarning, PlanError, UsageError
@@ -29,14 +32,19 @@ __all__ = [
     "Rewriting",
     "adjusted",
     "check_plan",
+    "choice_of",
     "emitted_bytes",
     "follow_choice",
+    "follow_fit",
     "follow_plan",
     "released_bytes",
 ]
 
 METADATA_KEY = "onnxlr.plan"
 """Key under which a rewritten model's metadata holds the plan that made it."""
+
+_ROWS = 512
+"""Rows of a weight that are in float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,8 @@ class Rewriting:
     """Collects the replacement of each layer, then changes the model once.
 
     Beside the model it changes a second opened copy, the *reference*: the original in which each
-    rewritten layer's weight is the chain's dense approximation. Both must compute the same.
+    rewritten layer's weight is the chain's dense approximation. Both must compute the same. Where
+    the models have data files, new tensors go there at once, and a layer's chain can be forgotten.
     """
 
     def __init__(self, model: Model, reference: Model, target: str) -> None:
@@ -88,11 +97,12 @@ class Rewriting:
             proposal.choice.activations,
             proposal.adjustments,
         )
+        after = change.byte_size()
+        if self._model.data is not None:
+            change = change.moved_to(self._model.data)
         approximation = chain.reconstruct()
-        weight = read_weight(self._model, layer).astype(np.float64)
-        norm = float(np.linalg.norm(weight))
-        error = float(np.linalg.norm(weight - approximation)) / norm if norm > 0 else 0.0
-        self._record(proposal, error, before, change.byte_size())
+        error = _distance(read_weight(self._model, layer), approximation)
+        self._record(proposal, error, before, after)
         self._change.merge(change)
         self._dense.merge(with_dense_weight(proposal, approximation, self.reference))
         self.pieces.extend(self._piece(site, layer, change) for site in layer.sites)
@@ -121,6 +131,17 @@ class Rewriting:
         splice(self._model, self._change)
         carry_functions(self._model.proto)
         _record_plan(self._model.proto, plan)
+
+
+def _distance(weight: npt.NDArray[Any], approximation: npt.NDArray[np.float64]) -> float:
+    """Return the relative Frobenius distance of an approximation to a weight."""
+    squares = total = 0.0
+    for begin in range(0, len(weight), _ROWS):
+        rows = weight[begin : begin + _ROWS].astype(np.float64)
+        total += float(np.vdot(rows, rows))
+        rows -= approximation[begin : begin + _ROWS]
+        squares += float(np.vdot(rows, rows))
+    return sqrt(squares / total) if total > 0 else 0.0
 
 
 def released_bytes(layer: Layer) -> int:
@@ -213,18 +234,48 @@ def follow_choice(
     PlanError
         If that needs what is not known of the layer.
     """
-    choice = plan.layers.get(layer.name, Choice("keep", reason="not in the plan"))
+    choice = choice_of(layer, plan)
     if choice.keeps:
         return Proposal(layer, choice)
     weight = read_weight(model, layer)
     setting = Setting.for_layer(layer, choice.encoding, plan.seed)
     method = find_method(choice.method)
+    fit: Fit | str
     try:
         fit = fit_as_told(method, weight, choice.options, setting, evidence, choice.recipe)
     except UsageError as error:
-        raise PlanError(
-            f"the plan's entry for layer '{layer.name}' cannot be followed: {error}"
-        ) from error
+        fit = str(error)
+    return follow_fit(model, layer, plan, fit, evidence, observed)
+
+
+def choice_of(layer: Layer, plan: Plan) -> Choice:
+    """Return a plan's choice for a layer."""
+    return plan.layers.get(layer.name, Choice("keep", reason="not in the plan"))
+
+
+def follow_fit(
+    model: Model,
+    layer: Layer,
+    plan: Plan,
+    fit: Fit | str,
+    evidence: Evidence,
+    observed: Moments | PairMoments | None = None,
+) -> Proposal:
+    """Return what a plan says of one layer, whose fit has been made; as `follow_choice`.
+
+    Parameters
+    ----------
+    fit
+        The fit, or why there is none.
+
+    Raises
+    ------
+    PlanError
+        If there is none.
+    """
+    choice = choice_of(layer, plan)
+    if isinstance(fit, str):
+        raise PlanError(f"the plan's entry for layer '{layer.name}' cannot be followed: {fit}")
     extra = adjusted(layer, fit, choice.activations, observed or evidence.fit)
     proposal = Proposal(layer, choice, fit.chain, extra, fit.error)
     before, after = released_bytes(layer), emitted_bytes(proposal, model, plan.target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +10,8 @@ from cyclopts import Parameter
 
 from onnxlr import sweeping
 from onnxlr.calibration import HOLDOUT
-from onnxlr.console import out, print_json, progress_bars
-from onnxlr.flags import WHOLE, Json, Patterns, Seed
+from onnxlr.console import at_work, out, print_json
+from onnxlr.flags import WHOLE, Json, Patterns, Quiet, Seed, Threads, files_among
 from onnxlr.reporting import shown, to_document
 from onnxlr.reporting.sweep import print_sweep, summarise_sweep
 from onnxlr.reporting.sweep_plot import check_plot, write_plot
@@ -40,12 +39,20 @@ def sweep(
     stock: bool = True,
     jobs: Annotated[int | None, WHOLE] = None,
     seed: Seed = 0,
+    quiet: Quiet = False,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Find what a model can become for a series of drops: size, time and drop side by side.
 
     Layers are fitted and measured once for all of them. No model is proved or saved: hand a plan to
     `onnxlr rewrite --plan` for that, with the same calibration.
+
+    For example:
+
+        onnxlr sweep model.onnx --calibration train.npz -o plans --cache m.sqlite
+        onnxlr sweep model.onnx --calibration train.npz --goal latency --plot s.svg
+        onnxlr sweep model.onnx --calibration train.npz --budgets 0.01 0.05 --json
 
     Parameters
     ----------
@@ -93,8 +100,8 @@ def sweep(
         Print JSON (schema onnxlr.sweep/1) instead of tables.
     """
     if plot is not None:
-        check_plot(plot, model, *_files(calibration, holdout, statistics, cache))
-    with progress_bars() as progress:
+        check_plot(plot, model, *files_among(calibration, holdout, statistics, cache))
+    with at_work(quiet, threads) as progress:
         found = sweeping.sweep(
             model,
             calibration=calibration,
@@ -124,13 +131,3 @@ def sweep(
     for written in (*(point.plan_file for point in found.points), plot):
         if written is not None:
             out.print(f"[green]Wrote[/] {shown(str(written))}")
-
-
-def _files(*sources: object) -> list[Path]:
-    """Return those sources that are files or folders."""
-    return [
-        Path(source)
-        for source in sources
-        # Path.exists raises for names that are too long
-        if isinstance(source, str | Path) and os.path.exists(source)  # noqa: PTH110
-    ]

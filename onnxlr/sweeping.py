@@ -23,6 +23,7 @@ from onnxlr.planning import (
     limits_of,
     make_sweep,
 )
+from onnxlr.planning.asking import Aims
 from onnxlr.progress import Progress, silent
 from onnxlr.statistics import Statistics
 
@@ -95,7 +96,7 @@ def sweep(
         seed,
         Selection(layers, skip),
         bias_correction,
-        None if cache is None else Path(cache),
+        Aims(cache=cache).measurements(),
         stock,
         jobs,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import pytest
 
 import onnxlr
 from onnxlr.delivery import RewriteResult
+from onnxlr.fits import orders
 from onnxlr.methods import METHODS
-from onnxlr.planning.auto import building, candidates, fits, trials
+from onnxlr.planning.auto import building, candidates, trials
 from onnxlr.runtime import Latency, Race, jobs, run_task, run_tasks
 from tests.classifier import samples
 
@@ -49,10 +50,10 @@ def count_time(monkeypatch: pytest.MonkeyPatch, methods: Sequence[str] = FEW) ->
 def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let everything run in this process, where nothing can ask for that."""
 
-    def tasks(some: Sequence[Any], name: str, *_: object) -> Any:
+    def tasks(some: Iterable[Any], name: str, *_: object, **__: object) -> Any:
         return run_tasks(some, name, 1, isolate=False)
 
-    monkeypatch.setattr(fits, "run_tasks", tasks)
+    monkeypatch.setattr(orders, "run_tasks", tasks)
     monkeypatch.setattr(jobs, "_run_in_child", lambda task, name: run_task(task, name, False))
 
 

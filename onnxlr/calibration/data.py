@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxlr.archives import arrays_of
 from onnxlr.calibration.signature import Feeds, InputSpec, check_feeds, check_names
 from onnxlr.errors import DataError
 
@@ -40,9 +41,6 @@ class Batches(list[Mapping[str, Any]]):
 
 BATCH = 32
 """Most samples that are run at once out of one array, unless told otherwise."""
-
-_MAGIC = (b"PK", b"\x93NUMPY")
-"""How a `.npz` and a `.npy` file begin."""
 
 
 def load_feeds(
@@ -154,7 +152,7 @@ def _from_item(arrays: object, name: str) -> Iterator[tuple[str, Mapping[str, An
 def _read_file(path: Path, specs: Sequence[InputSpec]) -> Mapping[str, Any]:
     if path.suffix not in (".npz", ".npy"):
         raise DataError(f"{path}: expected a .npz or .npy file")
-    loaded = _load(path)
+    loaded = arrays_of(path)
     return _single(loaded, path, specs) if isinstance(loaded, np.ndarray) else loaded
 
 
@@ -168,29 +166,10 @@ def read_arrays_of(path: Path) -> Mapping[str, npt.NDArray[Any]]:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file (expected a .npz file)")
-    loaded = _load(path)
+    loaded = arrays_of(path)
     if isinstance(loaded, np.ndarray):
         raise DataError(f"{path}: holds one array without a name, expected a .npz file")
     return loaded
-
-
-def _load(path: Path) -> npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]:
-    try:
-        with path.open("rb") as stream:
-            if not stream.read(6).startswith(_MAGIC):
-                raise DataError(f"{path}: is not a file that numpy wrote")
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except DataError:
-        raise
-    except Exception as error:  # noqa: BLE001  (numpy, zipfile and zlib raise what the bytes lead to)
-        reason = _line(error)
-        if "allow_pickle" in reason:
-            reason = "it holds Python objects (pickles), which are never loaded"
-        raise DataError(f"{path}: cannot be read: {reason}") from None
 
 
 def _line(error: BaseException) -> str:

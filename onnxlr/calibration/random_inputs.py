@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -23,6 +23,8 @@ _BATCH = 2
 _RUNS = 3
 _MOST_ENTRIES = 1 << 26
 """Sizes that make more numbers than this for one run are not tried: memory might not do."""
+_MOST_AT_LEAST = 1 << 28
+"""The same where the model leaves no choice."""
 _PASS_ON = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Expand"}
 """Operators behind which an id is still an id."""
 
@@ -49,19 +51,32 @@ def random_feeds(model: Model, seed: int) -> Iterator[tuple[str, list[Feeds]]]:
                 f"{model.name}: no random values can be made for input {spec}; give --data"
             )
     tables = {spec.name: _table_rows(model, spec.name) for spec in specs}
+    tried = False
+    for shapes_of in _shapes(specs):
+        tried = True
+        generator = np.random.default_rng(seed)
+        feeds: list[Feeds] = [
+            {s.name: _values(s, shapes_of[s.name], tables[s.name], generator) for s in specs}
+            for _ in range(_RUNS)
+        ]
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds[0].items())
+        yield f"{_RUNS} random runs, seed {seed}: {shapes or 'no inputs'}", feeds
+    if not tried:
+        raise DataError(
+            f"{model.name}: its inputs have more entries than random values are made for "
+            f"({', '.join(map(str, specs))}); give --data"
+        )
+
+
+def _shapes(specs: Sequence[InputSpec]) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Yield shapes of the inputs to try, none that memory might not do for."""
     open_dims = any(not isinstance(dim, int) for spec in specs for dim in spec.dims or ())
     for size in SIZES if open_dims else (0,):
         for batch in (_BATCH, 1) if open_dims else (0,):
             shapes_of = {spec.name: _shape(spec, batch, size) for spec in specs}
-            if size > 1 and sum(map(prod, shapes_of.values())) > _MOST_ENTRIES:
-                continue
-            generator = np.random.default_rng(seed)
-            feeds: list[Feeds] = [
-                {s.name: _values(s, shapes_of[s.name], tables[s.name], generator) for s in specs}
-                for _ in range(_RUNS)
-            ]
-            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds[0].items())
-            yield f"{_RUNS} random runs, seed {seed}: {shapes or 'no inputs'}", feeds
+            most = _MOST_ENTRIES if size > 1 else _MOST_AT_LEAST
+            if sum(map(prod, shapes_of.values())) <= most:
+                yield shapes_of
 
 
 def _shape(spec: InputSpec, batch: int, size: int) -> tuple[int, ...]:
@@ -102,7 +117,7 @@ def _table_rows(model: Model, name: str) -> int | None:
     constants = {
         node.output[0]: list(attribute.t.dims)
         for node in graph.node
-        if node.op_type == "Constant"
+        if node.op_type == "Constant" and node.output
         for attribute in node.attribute
         if attribute.HasField("t")
     }
@@ -114,6 +129,6 @@ def _table_rows(model: Model, name: str) -> int | None:
         if node.op_type == "Gather" and len(node.input) > 1 and node.input[1] in same:
             table = constants.get(node.input[0])
             axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-            if table:
+            if table and -len(table) <= axis < len(table):
                 rows.append(table[axis])
     return min(rows) if rows else None

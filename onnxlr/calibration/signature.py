@@ -41,10 +41,13 @@ class InputSpec:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The numpy type its arrays must have."""
+        """The numpy type its arrays must have; raises DataError where there is none."""
         if self.elem_type == TensorProto.STRING:
             return np.dtype(np.str_)
-        return np.dtype(helper.tensor_dtype_to_np_dtype(self.elem_type))
+        try:
+            return np.dtype(helper.tensor_dtype_to_np_dtype(self.elem_type))
+        except (KeyError, TypeError):  # a number that no version of ONNX knows
+            raise DataError(f"input {self} has an element type that no array has") from None
 
     def __str__(self) -> str:
         if not self.elem_type:

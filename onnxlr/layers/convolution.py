@@ -16,6 +16,9 @@ _MOST_AXES = 3
 _PER_AXIS = {"strides": 1, "dilations": 1, "output_padding": 1, "pads": 2}
 """Attributes with that many numbers for each spatial axis."""
 
+_PADDINGS = (b"NOTSET", b"SAME_UPPER", b"SAME_LOWER", b"VALID")
+_PADDING_NAMES = ", ".join(name.decode() for name in _PADDINGS)
+
 
 def examine(candidate: Candidate) -> Site | Skipped:
     """Say whether the kernel of a convolution can be split, or why the node is left alone."""
@@ -55,7 +58,10 @@ def _check_window(candidate: Candidate, operand: Operand) -> None:
             operand, f"{len(operand.dims)} dimensions", f"{len(data)}, as its data has"
         )
     extent = list(operand.dims[2:])
+    where = f"{candidate.model_name}: node '{candidate.label}' ({candidate.node.op_type}): "
     for entry in candidate.node.attribute:
+        if entry.name == "auto_pad" and entry.s not in _PADDINGS:
+            raise ModelError(f"{where}auto_pad is {entry.s!r}, expected one of {_PADDING_NAMES}")
         found = list(entry.ints)
         if entry.type != onnx.AttributeProto.INTS:
             continue
@@ -63,10 +69,9 @@ def _check_window(candidate: Candidate, operand: Operand) -> None:
             raise candidate.disagreement(operand, f"extent {extent}", f"its kernel_shape {found}")
         wanted = _PER_AXIS.get(entry.name, 0) * len(extent)
         if wanted and len(found) != wanted:
-            raise ModelError(
-                f"{candidate.model_name}: node '{candidate.label}' ({candidate.node.op_type}): "
-                f"{entry.name} has {len(found)} numbers, expected {wanted}"
-            )
+            raise ModelError(f"{where}{entry.name} has {len(found)} numbers, expected {wanted}")
+        if entry.name in ("strides", "dilations") and min(found, default=1) < 1:
+            raise ModelError(f"{where}{entry.name} are {found}, expected numbers of at least 1")
 
 
 def _refuse_kernel(operand: Operand, groups: int) -> str | None:

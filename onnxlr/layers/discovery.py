@@ -160,7 +160,7 @@ def _join(sites: list[Site], site: Site) -> Site | None:
     alike = matrices or (first.layout is site.layout and first.groups == site.groups)
     if not alike or first.operand.dtype != site.operand.dtype:
         return None
-    if not first.operand.moves and not site.operand.moves:
+    if first.operand.recipe == site.operand.recipe:
         return replace(site, transposed=first.swapped != site.swapped)
     one, two = (s.canonical(s.operand.positions()) for s in (first, site))
     if np.array_equal(one, two):
@@ -170,25 +170,33 @@ def _join(sites: list[Site], site: Site) -> Site | None:
     return None
 
 
+def _name(node: onnx.NodeProto) -> str:
+    """Return what a node is called: by its own name, its first result's, or its operator's."""
+    return node.name or next(filter(None, node.output), node.op_type)
+
+
 def _label(scope: Scope, node: onnx.NodeProto) -> str:
-    name = node.name or str(node.output[0])
+    name = _name(node)
     return name if scope.is_main else f"{name} in {' / '.join(scope.path)}"
 
 
 def _skipped_layer(node: onnx.NodeProto, label: str, skipped: Skipped) -> Layer:
-    name = node.name or str(node.output[0])
+    name = _name(node)
     weight = skipped.operand.weight if skipped.operand else None
     return Layer(name, node.op_type, (label,), weight, skip=skipped.reason)
 
 
 def _with_unique_names(layers: list[Layer]) -> list[Layer]:
     taken: set[str] = set()
+    numbers: dict[str, int] = {}
     unique = []
     for layer in layers:
-        number, name = 1, layer.name
+        number = numbers.get(layer.name, 1)  # none below it is free
+        name = layer.name if number == 1 else f"{layer.name}#{number}"
         while name in taken:
             number += 1
             name = f"{layer.name}#{number}"
         taken.add(name)
+        numbers[layer.name] = number
         unique.append(replace(layer, name=name))
     return unique

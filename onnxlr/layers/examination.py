@@ -86,8 +86,9 @@ class Candidate:
         Raises
         ------
         ModelError
-            If they disagree.
+            If they disagree, or if data or result are said to have a rank that they cannot have.
         """
+        self.expect_ranks(site)
         dims = site.data_dims
         if dims is None:
             return
@@ -106,6 +107,36 @@ class Candidate:
                 f"shape {shape}, that is {inputs} inputs",
                 f"{features}, the features of its data '{site.data}'",
             )
+
+    def expect_ranks(self, site: Site) -> None:
+        """Check the ranks of data and result, where they are known: files can state what they like.
+
+        Raises
+        ------
+        ModelError
+            If one is another than the operator allows.
+        """
+        data, result = site.data_dims, site.output_dims
+        rank = len(site.operand.dims)
+        wanted = rank if site.is_convolution or self.node.op_type == "Gemm" else None
+        if data is not None and (len(data) != wanted if wanted else self._is_scalar(site)):
+            raise self._wrong_rank(site.data, len(data), str(wanted or "at least 1"))
+        if data is not None and wanted is None:
+            if site.layout is Layout.ROWS:
+                wanted = len(data) + 1
+            else:
+                wanted = rank - 1 if len(data) == 1 else max(len(data), rank)
+        if result is not None and wanted is not None and len(result) != wanted:
+            raise self._wrong_rank(site.output, len(result), str(wanted))
+
+    def _is_scalar(self, site: Site) -> bool:
+        return site.data_dims == () and site.layout is not Layout.ROWS
+
+    def _wrong_rank(self, name: str, found: int, expected: str) -> ModelError:
+        return ModelError(
+            f"{self.model_name}: node '{self.label}' ({self.node.op_type}): '{name}' has {found} "
+            f"dimensions, expected {expected}"
+        )
 
 
 def attribute(node: onnx.NodeProto, name: str, default: float | str) -> float | str:

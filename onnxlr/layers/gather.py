@@ -22,4 +22,6 @@ def examine(candidate: Candidate) -> Site | Skipped | None:
     axis = int(attribute(candidate.node, "axis", 0))
     if axis not in (0, -2):
         return Skipped(f"it gathers along axis {axis}, not rows of a table", operand)
-    return candidate.site(operand, Layout.ROWS, data=1)
+    site = candidate.site(operand, Layout.ROWS, data=1)
+    candidate.expect_ranks(site)
+    return site

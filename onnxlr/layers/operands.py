@@ -14,7 +14,9 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
+from onnxlr.errors import ModelError
 from onnxlr.model import Model
+from onnxlr.model.claims import shape_text
 from onnxlr.model.scopes import Scope, scopes
 from onnxlr.model.tensors import (
     FLOAT_TYPES,
@@ -38,6 +40,10 @@ _SCALED = {"Mul", "Div", "Sub", "Add"}
 
 _CODED = {"QuantizeLinear", "DequantizeLinear"}
 """Operators between a float weight and its codes."""
+
+_MOST_STEPS = 64
+"""Nodes to look at between a node and its weight: all of a long chain, for each node that takes a
+part of it, would be quadratic work."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,20 @@ class Operand:
         """The steps that move entries."""
         return tuple(step for step in self.steps if step.op_type not in ("Identity", "Cast"))
 
+    @cached_property
+    def recipe(self) -> tuple[bytes, ...]:
+        """What the moves do, apart from names; where it is the same, so are the positions."""
+        parts = []
+        for step in self.moves:
+            bare = onnx.NodeProto(op_type=step.op_type, attribute=step.attribute)
+            parts.append(bare.SerializeToString(deterministic=True))
+        for setting in self.settings:
+            values = TensorProto()
+            values.CopyFrom(setting)
+            values.ClearField("name")
+            parts.append(values.SerializeToString(deterministic=True))
+        return tuple(parts)
+
     def values(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the stored values in the shape, order and type that the node sees."""
         moved = self._follow(self.moves, stored) if self.moves else stored
@@ -162,6 +182,7 @@ class OperandFinder:
         self._views = {index: search_view(s.graph) for index, s in enumerate(self._scopes)}
         self._stored = [_constants(scope, self._views[i]) for i, scope in enumerate(self._scopes)]
         self._tensors = [_tensors(self._views[index]) for index in range(len(self._scopes))]
+        self._inputs = [_input_names(scope.graph) for scope in self._scopes]
 
     def view(self, scope: int) -> gs.Graph:
         """Return the search view of a graph; its nodes are in the graph's order."""
@@ -189,6 +210,8 @@ class OperandFinder:
                 return self._computed(scope, node)
             if any(attribute.ref_attr_name for attribute in node.attribute):
                 return "its weight is moved by parameters of the function it is in"
+            if len(steps) == _MOST_STEPS:
+                return f"its weight is moved about by more than {_MOST_STEPS} nodes: fold constants"
             steps.append(node)
             settings.extend(side for side in sides if side is not None)
             name = node.input[0]
@@ -246,14 +269,20 @@ class OperandFinder:
         weight = Weight(scope, name, found)
         path = tuple(reversed(steps))
         opset = self._scopes[scope].opset or self._model.opset
-        return Operand(weight, path, tuple(settings), opset, tuple(released))
+        operand = Operand(weight, path, tuple(settings), opset, tuple(released))
+        try:
+            operand.dims  # noqa: B018  (kept, once they are found)
+        except Exception as error:  # ONNX's evaluator raises what the nodes lead to
+            moves = ", ".join(step.op_type for step in operand.moves)
+            raise ModelError(
+                f"{self._model.name}: weight '{name}' of shape {shape_text(found.dims)} cannot be "
+                f"moved as the nodes behind it say ({moves}): {_line(error)}"
+            ) from error
+        return operand
 
     def _can_be_overridden(self, scope: int, name: str) -> bool:
         """Whether a constant is an input of the graph, too, which it must be at IR version 3."""
-        graph = self._scopes[scope].graph
-        if self._model.ir_version < 4 or not isinstance(graph, onnx.GraphProto):
-            return False
-        return any(value.name == name for value in graph.input)
+        return self._model.ir_version >= 4 and name in self._inputs[scope]
 
     def _computed(self, scope: int, node: onnx.NodeProto) -> str | None:
         """Return why a computed operand is a weight that cannot be used, None if it is data."""
@@ -272,11 +301,13 @@ class OperandFinder:
     def _made_from(self, scope: int, name: str) -> set[int] | None:
         """Return the types of the constants that a tensor is made from by moves and scalings.
 
-        None if anything else is behind it, that is if it is data.
+        None if anything else is behind it, that is if it is data, or if it is made from too many.
         """
         kinds, seen = set[int](), set[tuple[int, str]]()
         pending = [(scope, name)]
         while pending:
+            if len(seen) > _MOST_STEPS:
+                return None
             scope, name = pending.pop()
             scope = self._defining(scope, name)
             if (scope, name) in seen:
@@ -295,6 +326,10 @@ class OperandFinder:
             inputs = node.input if node.op_type in _SCALED else node.input[:1]
             pending.extend((scope, source) for source in inputs)
         return kinds
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _casts(steps: Iterable[onnx.NodeProto]) -> list[int]:
@@ -324,6 +359,11 @@ def _constant_value(node: onnx.NodeProto) -> TensorProto | str:
             return helper.make_tensor("", TensorProto.INT64, [len(attribute.ints)], attribute.ints)
     kind = ", ".join(attribute.name for attribute in node.attribute)
     return f"its weight is a Constant node with {kind}, not a dense tensor"
+
+
+def _input_names(graph: onnx.GraphProto | onnx.FunctionProto) -> set[str]:
+    """Return the inputs of a graph; those of a function are none that a constant could be, too."""
+    return {v.name for v in graph.input} if isinstance(graph, onnx.GraphProto) else set()
 
 
 def _tensors(view: gs.Graph) -> dict[str, int]:

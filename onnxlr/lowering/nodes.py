@@ -199,7 +199,7 @@ class Nodes:
         return result
 
     def export(self) -> Exported:
-        """Return all as protos."""
+        """Return all as protos; nothing more can be added."""
         graph = gs.export_onnx(self._graph, do_type_check=False).graph
         for tensor in graph.initializer:
             if tensor.name in self._small:
@@ -212,4 +212,7 @@ class Nodes:
             [typed[name] for node in group for name in node.output if name in typed]
             for group in groups
         ]
+        for tensor in self._graph.tensors().values():
+            if isinstance(tensor, gs.Constant):  # held until Python tidies up
+                tensor.values = np.zeros(0, tensor.dtype)
         return Exported(groups, list(graph.initializer), infos, frozenset(self.domains))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from onnxlr.errors import UsageError
+from onnxlr.errors import UsageError, expected_one_of
 from onnxlr.lowering.cast_weights import CastWeights
 from onnxlr.lowering.dequantize_linear import DequantizeLinear
 from onnxlr.lowering.dynamic_int8 import DynamicInt8
@@ -133,6 +132,5 @@ def find_target(name: str) -> Target:
     """Return the target of that name; raises UsageError naming the nearest."""
     if name in TARGETS:
         return TARGETS[name]
-    near = get_close_matches(name, TARGETS, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(TARGETS)}"
+    hint = expected_one_of(TARGETS, name)
     raise UsageError(f"target '{name}' is unknown; {hint}")

@@ -204,6 +204,6 @@ def _corrected(
 
 def _low_rank(residual: npt.NDArray[np.float64], rank: int, setting: Setting) -> Chain:
     form = matricisations(residual, setting.groups, None if setting.groups is None else "channel")
-    spectrum = Spectrum.of(form[0].matrices(), form[0].weighings(setting.metric))
+    spectrum = Spectrum.of(form[0].matrices(), form[0].weighings(setting.metric), rank)
     factors = spectrum.factors(min(rank, spectrum.full_rank))
     return encode_factors(form[0], *factors, setting)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
-from onnxlr.errors import UsageError
+from onnxlr.errors import UsageError, expected_one_of
 from onnxlr.methods.cp import Cp
 from onnxlr.methods.kronecker import Kronecker
 from onnxlr.methods.method import Keep, Method, Options, option_names
@@ -49,9 +48,7 @@ def find_method(name: str) -> Method:
     """Return the method of that name; raises UsageError naming the nearest."""
     if name in METHODS:
         return METHODS[name]
-    near = get_close_matches(name, METHODS, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(METHODS)}"
-    raise UsageError(f"method '{name}' is unknown; {hint}")
+    raise UsageError(f"method '{name}' is unknown; {expected_one_of(METHODS, name)}")
 
 
 def options_for(method: str, values: dict[str, Any]) -> Options:

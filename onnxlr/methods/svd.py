@@ -84,7 +84,8 @@ class Svd:
                 "a table of rows has no product to factorize; method quantize changes its format"
             )
         forms = matricisations(weight, setting.groups, options.form, setting.whole_window)
-        answers = [_attempt(form, options, setting) for form in forms]
+        several = len(forms) > 1
+        answers = [_attempt(form, options, setting, several) for form in forms]
         fits = [answer for answer in answers if isinstance(answer, _Fit)]
         if not fits:
             raise next(answer for answer in answers if isinstance(answer, UsageError))
@@ -133,20 +134,25 @@ def _least_ratio(occasion: Occasion) -> float:
     return min(inputs * k + columns * (window // k) for k in firsts) / (rows * columns)
 
 
-def _attempt(form: Matricisation, options: SvdOptions, setting: Setting) -> _Fit | UsageError:
+def _attempt(
+    form: Matricisation, options: SvdOptions, setting: Setting, several: bool
+) -> _Fit | UsageError:
     try:
-        return _fit(form, options, setting)
+        return _fit(form, options, setting, several)
     except UsageError as error:
         return error
 
 
-def _fit(form: Matricisation, options: SvdOptions, setting: Setting) -> _Fit:
+def _fit(form: Matricisation, options: SvdOptions, setting: Setting, several: bool) -> _Fit:
+    """Return the fit in one form; its error counts where it is limited, or forms compete by it."""
     metric = setting.metric
-    spectrum = Spectrum.of(form.matrices(), form.weighings(metric))
-    rank = _rank(spectrum, options, setting, form)
+    most = _rank_by_size(options, setting, form)
+    spectrum = Spectrum.of(form.matrices(), form.weighings(metric), most)
+    rank = _rank_by_error(spectrum, options) if most is None else most
     # Only then the spectrum says what the factors' error is, before they are rounded.
     is_spectral = form.is_whole and metric.name != "fisher" and setting.format.is_float
     is_exact = is_spectral and setting.format.kind in ("float32", "float64")
+    counts = options.limits_error or (several and options.limits_bytes)
 
     def build(candidate: int) -> _Fit:
         left, right = spectrum.factors(candidate)
@@ -156,7 +162,7 @@ def _fit(form: Matricisation, options: SvdOptions, setting: Setting) -> _Fit:
             right = form.solve_second(left, metric.covariance)
         chain = encode_factors(form, left, right, setting)
         error = float(spectrum.errors()[candidate - 1])
-        if not is_exact:
+        if counts and not is_exact:
             weight = form.canonical.astype(np.float64)
             error = relative_error(metric, weight, chain.reconstruct(), setting.groups)
         return _Fit(chain, candidate, error, chain.cost.bytes)
@@ -167,35 +173,50 @@ def _fit(form: Matricisation, options: SvdOptions, setting: Setting) -> _Fit:
     return _within_error(build, rank, spectrum.full_rank, options, setting)
 
 
-def _rank(spectrum: Spectrum, options: SvdOptions, setting: Setting, form: Matricisation) -> int:
+def _rank_by_size(options: SvdOptions, setting: Setting, form: Matricisation) -> int | None:
+    """Return the rank of a budget that sizes alone tell, None of others.
+
+    Raises
+    ------
+    UsageError
+        If that is below 1.
+    """
     *_, rows, columns = form.matrices().shape
+    full = int(min(rows, columns))
     if options.rank is not None:
-        return min(options.rank, spectrum.full_rank)
+        return min(options.rank, full)
     if options.ratio is not None:
-        rank = _whole(options.ratio * rows * columns / (rows + columns), spectrum)
+        rank = _whole(options.ratio * rows * columns / (rows + columns), full)
     elif options.bits is not None:
         available = options.bits * form.matrices().size / 8
         scale = setting.compute.itemsize
         # bytes grow by steps where groups are, so that the rank is searched for
-        rank = _most(lambda rank: form.bytes(rank, setting.format, scale) <= available, spectrum)
-    elif options.energy is not None:
+        rank = _most(lambda rank: form.bytes(rank, setting.format, scale) <= available, full)
+    else:
+        return None
+    if rank < 1:
+        raise UsageError(f"{options} leaves less than rank 1 of a {rows}×{columns} weight")
+    return rank
+
+
+def _rank_by_error(spectrum: Spectrum, options: SvdOptions) -> int:
+    """Return the least rank of enough energy, or of an error within the limit."""
+    if options.energy is not None:
         rank = int(np.searchsorted(spectrum.energies(), options.energy - 1e-12) + 1)
     else:
         # errors descend; the full rank's is 0, so that there always is one within the limit
         rank = int(np.argmax(spectrum.errors() <= options.error_limit) + 1)
-    if rank < 1:
-        raise UsageError(f"{options} leaves less than rank 1 of a {rows}×{columns} weight")
     return min(rank, spectrum.full_rank)
 
 
-def _whole(rank: float, spectrum: Spectrum) -> int:
+def _whole(rank: float, full: int) -> int:
     """Return the largest whole rank, of a weight that has no more than its full rank."""
-    return int(min(rank + 1e-9, spectrum.full_rank))
+    return int(min(rank + 1e-9, full))
 
 
-def _most(fits: Callable[[int], bool], spectrum: Spectrum) -> int:
+def _most(fits: Callable[[int], bool], full: int) -> int:
     """Return the largest rank that fits, 0 if none does."""
-    low, high = 0, spectrum.full_rank + 1
+    low, high = 0, full + 1
     while high - low > 1:
         middle = (low + high) // 2
         if fits(middle):

@@ -13,12 +13,14 @@ from onnxlr.model.liveness import Uses
 from onnxlr.model.names import Names
 from onnxlr.model.scopes import scopes
 from onnxlr.model.shapes import TensorType, infer_types
-from onnxlr.model.tensors import is_external, read_tensor
+from onnxlr.model.tensors import is_external, make_tensor, read_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     import numpy.typing as npt
+
+    from onnxlr.model.data_file import DataFile
 
 __all__ = ["Model", "tensors_of"]
 
@@ -38,6 +40,9 @@ class Model:
         The bytes it was given as; None for a file or a proto.
     added
         Names of initializers that splices have put in.
+    data
+        File that the values of such initializers are moved to as they are made; None where they
+        stay in the proto.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class Model:
         self.path = path
         self.content = content
         self.added: set[str] = set()
+        self.data: DataFile | None = None
 
     @property
     def name(self) -> str:
@@ -90,15 +96,23 @@ class Model:
         return {tensor.name: tensor for tensor in self.proto.graph.initializer}
 
     def read(self, tensor: onnx.TensorProto) -> npt.NDArray[Any]:
-        """Return the values of one of the model's tensors; raises ModelError if it cannot."""
+        """Return the values of one of the model's tensors, read-only; raises ModelError."""
+        if self.data is not None and self.data.holds(tensor):
+            inside = onnx.TensorProto(name=tensor.name, dims=tensor.dims)
+            inside.data_type, inside.raw_data = tensor.data_type, self.data.read(tensor)
+            return read_tensor(inside, self.directory)
         return read_tensor(tensor, self.directory)
+
+    def new_tensor(self, values: npt.NDArray[Any], name: str) -> onnx.TensorProto:
+        """Return an initializer to put into the model, its values in the data file if one is."""
+        return make_tensor(values, name) if self.data is None else self.data.put(values, name)
 
     def external_files(self) -> list[str]:
         """Return the locations of external data the model refers to, sorted, each once."""
         locations = {
             entry.value
             for tensor in tensors_of(self.proto)
-            if is_external(tensor)
+            if is_external(tensor) and not (self.data is not None and self.data.holds(tensor))
             for entry in tensor.external_data
             if entry.key == "location"
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from typing import TYPE_CHECKING
 
 from onnxlr.model.scopes import scopes
@@ -21,7 +22,8 @@ class Names:
     def __init__(self, model: onnx.ModelProto) -> None:
         self._taken: set[str] = {""}
         self._new: set[str] = set()
-        self._numbers: dict[str, int] = {}
+        self._given: tuple[set[str], ...] = ()
+        self._numbers: ChainMap[str, int] = ChainMap()
         for scope in scopes(model):
             self._take(scope.graph)
 
@@ -35,17 +37,22 @@ class Names:
             self._taken.update(tensor.values.name for tensor in graph.sparse_initializer)
 
     def trial(self) -> Names:
-        """Return the same names for an attempt that may be dropped: what it takes stays free."""
-        copy = object.__new__(Names)
-        copy._taken, copy._new = self._taken, set(self._new)
-        copy._numbers = dict(self._numbers)
-        return copy
+        """Return the same names for an attempt that may be dropped: what it takes stays free.
+
+        It looks at this one's names instead of copying them: with a trial for each layer, copies
+        would be quadratic work. It is over when this one hands out its next name.
+        """
+        attempt = object.__new__(Names)
+        attempt._taken, attempt._new = self._taken, set()
+        attempt._given = (*self._given, self._new)
+        attempt._numbers = ChainMap({}, *self._numbers.maps)
+        return attempt
 
     def new(self, wanted: str) -> str:
         """Return `wanted`, or `wanted` with the least number behind it that makes it unused."""
         number = self._numbers.get(wanted, 0)
         name = wanted if number == 0 else f"{wanted}.{number}"
-        while name in self._taken or name in self._new:
+        while any(name in names for names in (self._taken, self._new, *self._given)):
             number = max(number, 1) + 1
             name = f"{wanted}.{number}"
         self._new.add(name)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 from onnx import shape_inference
 
 from onnxlr.errors import ModelError, UsageError
+from onnxlr.model.growth import check_functions
 from onnxlr.model.model import Model
+from onnxlr.model.soundness import TOO_DEEP, check_messages, check_tensors
 
 __all__ = ["open_model"]
 
@@ -31,10 +34,12 @@ def open_model(source: str | Path | bytes | onnx.ModelProto, check: bool = True)
     UsageError
         If there is no such file.
     ModelError
-        If the file is empty, truncated, not an ONNX model, fails ONNX's own checker, or holds text
-        that is not UTF-8.
+        If the file is empty, truncated, not an ONNX model, fails ONNX's own checker, is nested too
+        deep, holds text that is not UTF-8, or tensors without the values they claim.
     """
     if isinstance(source, onnx.ModelProto):
+        if check:
+            _check_contents(source, None)  # before protobuf's copying, which is recursive
         proto = onnx.ModelProto()
         proto.CopyFrom(source)
         model = Model(proto, None)
@@ -44,16 +49,25 @@ def open_model(source: str | Path | bytes | onnx.ModelProto, check: bool = True)
         path = Path(source)
         model = Model(_parse(_read(path), str(path)), path)
     if check:
+        if not isinstance(source, onnx.ModelProto):
+            _check_contents(model.proto, model.path)
         _check(model)
-        try:
-            _check_text(model.proto)
-        except UnicodeError as error:
-            raise ModelError(f"{model.name}: {error}, expected UTF-8") from None
     return model
+
+
+def _check_contents(proto: onnx.ModelProto, path: Path | None) -> None:
+    try:
+        tensors = check_messages(proto)
+        check_functions(proto)
+        check_tensors(tensors, path.parent if path else Path())
+    except ModelError as error:
+        raise ModelError(f"{path or 'the given model'}: {error}") from None
 
 
 def _read(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UsageError(f"{path}: is no regular file, expected an ONNX model file")
         return path.read_bytes()
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
@@ -69,7 +83,11 @@ def _parse(content: bytes, name: str) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(content)
-    except DecodeError:
+    except DecodeError as error:
+        if re.search(
+            "depth|nest|recurs", str(error), re.IGNORECASE
+        ):  # versions word it differently
+            raise ModelError(f"{name}: {TOO_DEEP}, which protobuf does not read") from None
         raise ModelError(
             f"{name}: not an ONNX model, or a truncated one "
             f"({len(content):,} bytes that protobuf cannot decode)"
@@ -78,27 +96,6 @@ def _parse(content: bytes, name: str) -> onnx.ModelProto:
         missing = "no graph" if not proto.HasField("graph") else "no IR version"
         raise ModelError(f"{name}: not an ONNX model: {missing} in it")
     return proto
-
-
-def _check_text(message: Message) -> None:
-    """Raise UnicodeError for text that is not UTF-8.
-
-    Neither protobuf nor the checker minds, and Python would stumble over it much later.
-    """
-    if isinstance(message, onnx.TensorProto):
-        message = onnx.TensorProto(name=message.name, doc_string=message.doc_string)
-    try:
-        fields = message.ListFields()
-    except UnicodeDecodeError:  # what some versions of protobuf do where others return bytes
-        raise UnicodeError(f"a {message.DESCRIPTOR.name} holds undecodable text") from None
-    for field, value in fields:
-        entries = [value] if isinstance(value, Message | str | bytes) else value
-        if field.type == field.TYPE_MESSAGE:
-            for entry in entries:
-                _check_text(entry)
-        elif field.type == field.TYPE_STRING and not all(isinstance(e, str) for e in entries):
-            kind = message.DESCRIPTOR.name
-            raise UnicodeError(f"'{field.name}' of a {kind} is undecodable text")
 
 
 def _is_utf8(path: Path) -> bool:

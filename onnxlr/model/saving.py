@@ -5,31 +5,39 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import onnx
-from onnx.external_data_helper import set_external_data
 
 from onnxlr.errors import OutputError
+from onnxlr.model.data_file import SMALL, DataFile
+from onnxlr.model.external import extent_of
 from onnxlr.model.model import tensors_of
-from onnxlr.model.tensors import is_external, read_raw
+from onnxlr.model.tensors import is_external
+from onnxlr.scratch import LOCK, scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from onnxlr.model.model import Model
 
-__all__ = ["check_output", "copy_model", "staging", "write_model", "write_text"]
+__all__ = [
+    "check_output",
+    "copy_model",
+    "data_file",
+    "model_bytes",
+    "staging",
+    "write_model",
+    "write_text",
+]
 
 _PROTO_LIMIT = 1_900_000_000
 """Above this many bytes weights go to a file beside the model: a proto can hold 2 GB."""
 
-_ALIGNMENT = 4096
-_EXTERNAL_FROM = 1024
-"""Smaller tensors that are new stay in the model file: scalars that tools look at."""
+_STAGED = ".onnxlr-"
+"""Begins the names of folders that outputs are built in."""
 
 
 def check_output(output: Path, *inputs: Path | None) -> None:
@@ -64,19 +72,27 @@ def staging(output: Path) -> Iterator[Path]:
 
     Files move when the block ends without an exception and only if a file of the output's own name
     is among them; the model moves last, so that it never stands beside data it does not belong to.
+    A folder that a killed process left behind is removed first.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix=".onnxlr-", dir=output.absolute().parent) as name:
-            folder = Path(name)
+        with scratch(_STAGED, output.absolute().parent) as folder:
             yield folder
             if (folder / output.name).exists():
                 _move(folder, output.absolute())
     except OSError as error:
+        if _is_elsewhere(error, output.absolute().parent):
+            raise
         raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
 
 
+def _is_elsewhere(error: OSError, place: Path) -> bool:
+    """Whether an error is about a file that is not in a folder; a full disk names none."""
+    named = error.filename
+    return isinstance(named, str | os.PathLike) and not Path(named).is_relative_to(place)
+
+
 def _move(folder: Path, output: Path) -> None:
-    others = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / output.name)
+    others = sorted(p for p in _files(folder) if p != folder / output.name)
     if others:
         output.unlink(missing_ok=True)
     for file in (*others, folder / output.name):
@@ -85,6 +101,10 @@ def _move(folder: Path, output: Path) -> None:
         _sync(file)
         file.replace(target)
     _sync(output.parent)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (p for p in folder.rglob("*") if p.is_file() and p != folder / LOCK)
 
 
 def _sync(path: Path) -> None:
@@ -100,6 +120,11 @@ def write_text(path: Path, text: str) -> None:
     check_output(path)
     with staging(path) as folder:
         (folder / path.name).write_text(text, encoding="utf-8")
+
+
+def model_bytes(folder: Path) -> int:
+    """Return the bytes of the files that were built in a folder."""
+    return sum(file.stat().st_size for file in _files(folder))
 
 
 def copy_model(model: Model, folder: Path, name: str) -> None:
@@ -129,29 +154,43 @@ def write_model(model: Model, folder: Path, name: str) -> None:
     the proto in memory is left as it was. What lies in the model's own file stays there as long as
     it fits: ONNX Runtime cannot read, for instance, the shape of a Reshape out of another file.
     """
-    external = any(is_external(tensor) for tensor in tensors_of(model.proto))
-    too_big = model.proto.ByteSize() >= _PROTO_LIMIT
-    if not external and not too_big:
-        (folder / name).write_bytes(model.proto.SerializeToString())
-        return
+    made = model.data
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    location = _data_name(model, folder, name)
-    with (folder / location).open("wb") as stream:
+    inside = proto.ByteSize() + (made.size if made else 0)
+    external = made is not None and made.is_needed
+    external |= any(is_external(t) for t in tensors_of(proto) if not (made and made.holds(t)))
+    if not external and inside < _PROTO_LIMIT:
         for tensor in tensors_of(proto):
-            if is_external(tensor) or _may_move(tensor, model, too_big):
-                _move_out(tensor, model, stream, location)
+            if made and made.holds(tensor):
+                _move_in(tensor, made.read(tensor))
+        (folder / name).write_bytes(proto.SerializeToString())
+        if made:
+            made.close()
+            made.path.unlink(missing_ok=True)
+        return
+    with made or data_file(model, folder, name) as data:
+        for tensor in tensors_of(proto):
+            if data is made and data.holds(tensor):
+                continue
+            if is_external(tensor):
+                data.copy(tensor, extent_of(tensor, model.directory))
+            elif _may_move(tensor, model, inside >= _PROTO_LIMIT):
+                data.move(tensor)
     (folder / name).write_bytes(proto.SerializeToString())
 
 
-def _data_name(model: Model, folder: Path, name: str) -> str:
-    """Return the name of the data file, another than that of data which `model` refers to."""
+def data_file(model: Model, folder: Path, name: str) -> DataFile:
+    """Return the data file of a model that is to be written into `folder`.
+
+    It has another name than data which `model` refers to.
+    """
     sources = [model.directory / location for location in model.external_files()]
     location, number = f"{name}.data", 1
     while any(_is_same(folder.parent / location, source) for source in sources):
         number += 1
         location = f"{name}.{number}.data"
-    return location
+    return DataFile(folder / location, is_needed=bool(sources))
 
 
 def _is_same(path: Path, other: Path) -> bool:
@@ -159,18 +198,13 @@ def _is_same(path: Path, other: Path) -> bool:
 
 
 def _may_move(tensor: onnx.TensorProto, model: Model, too_big: bool) -> bool:
-    if len(tensor.raw_data) < _EXTERNAL_FROM:
+    if len(tensor.raw_data) < SMALL:
         return False
     is_index = tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
     return tensor.name in model.added or (too_big and not is_index)
 
 
-def _move_out(tensor: onnx.TensorProto, model: Model, stream: BinaryIO, location: str) -> None:
-    raw = read_raw(tensor, model.directory)
-    stream.seek(-(-stream.tell() // _ALIGNMENT) * _ALIGNMENT)
-    offset = stream.tell()
-    stream.write(raw)
+def _move_in(tensor: onnx.TensorProto, raw: bytes) -> None:
     tensor.ClearField("external_data")
-    tensor.raw_data = b""  # set_external_data refuses a tensor without raw data
-    set_external_data(tensor, location, offset, len(raw))
-    tensor.ClearField("raw_data")
+    tensor.ClearField("data_location")
+    tensor.raw_data = raw

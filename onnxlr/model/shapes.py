@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import TensorProto, shape_inference
 
+from onnxlr.model.growth import Growth
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -50,13 +52,16 @@ def infer_types(model: onnx.ModelProto) -> Mapping[str, TensorType]:
     """Return the types of the main graph's tensors by name.
 
     Shape inference sees the model without its weights, so a model of any size can be asked. Where
-    it fails (operators it does not know are no failure) only what the file states is returned.
+    it fails (operators it does not know are no failure), or would not end in reasonable time and
+    memory, only what the file states is returned.
     """
     bare = _without_weights(model)
-    try:
-        bare = shape_inference.infer_shapes(bare, data_prop=True)
-    except (shape_inference.InferenceError, RuntimeError, ValueError):
-        bare = _without_weights(model)
+    growth = Growth(bare)
+    if growth.allows_shapes:
+        try:
+            bare = shape_inference.infer_shapes(bare, data_prop=growth.allows_values)
+        except (shape_inference.InferenceError, RuntimeError, ValueError):
+            bare = _without_weights(model)
     values = (*bare.graph.input, *bare.graph.value_info, *bare.graph.output)
     types = {value.name: TensorType.of(value) for value in values}
     for tensor in model.graph.initializer:

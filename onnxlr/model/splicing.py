@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
 import onnx
 
 from onnxlr.model.liveness import Key, Uses
 from onnxlr.model.model import Model
 from onnxlr.model.scopes import scopes
+
+if TYPE_CHECKING:
+    from onnxlr.model.data_file import DataFile
 
 __all__ = ["Splice", "splice"]
 
@@ -45,6 +49,20 @@ class Splice:
         tensors = sum(tensor.ByteSize() for tensor in self.initializers)
         return int(nodes + tensors + sum(value.ByteSize() for _, value in self.value_infos))
 
+    def moved_to(self, data: DataFile) -> Splice:
+        """Return the change with the values of its tensors in a data file.
+
+        All messages are new: those that were made together share memory, which is given back with
+        the last of them.
+        """
+        nodes = {
+            place: [_fresh(onnx.NodeProto(), node) for node in group]
+            for place, group in self.nodes.items()
+        }
+        infos = [(scope, _fresh(onnx.ValueInfoProto(), info)) for scope, info in self.value_infos]
+        tensors = data.take(self.initializers)
+        return Splice(nodes, tensors, infos, self.released, self.domains)
+
     def merge(self, other: Splice) -> None:
         """Add another change, of other nodes."""
         self.nodes.update(other.nodes)
@@ -52,6 +70,15 @@ class Splice:
         self.value_infos.extend(other.value_infos)
         self.released.extend(other.released)
         self.domains |= other.domains
+
+
+Message = TypeVar("Message", onnx.NodeProto, onnx.ValueInfoProto)
+
+
+def _fresh(empty: Message, message: Message) -> Message:
+    """Return a copy of a message, in an empty one."""
+    empty.CopyFrom(message)
+    return empty
 
 
 def splice(model: Model, change: Splice) -> None:

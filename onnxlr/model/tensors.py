@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_tensor
 
 from onnxlr.errors import ModelError
+from onnxlr.model.claims import claimed_bytes, describe, type_name
+from onnxlr.model.external import extent_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +26,6 @@ __all__ = [
     "FLOAT_TYPES",
     "is_external",
     "make_tensor",
-    "read_raw",
     "read_tensor",
     "stored_bytes",
     "type_name",
@@ -38,67 +39,50 @@ FLOAT_TYPES: dict[int, np.dtype[Any]] = {
 }
 """The element types whose weights can be factorized, and their numpy types."""
 
+_MAPPED_FROM = 1 << 20
+"""Bytes from which on external data is mapped instead of read."""
+
 
 def is_external(tensor: TensorProto) -> bool:
     """Whether the tensor's values lie in a file beside the model."""
     return bool(tensor.data_location == TensorProto.EXTERNAL)
 
 
-def type_name(data_type: int) -> str:
-    """Return the element type's name as ONNX writes it, in lower case: `float`, `float16`."""
-    if data_type not in TensorProto.DataType.values():  # the checker lets any number pass
-        return f"unknown type {data_type}"
-    return str(TensorProto.DataType.Name(data_type)).lower()
-
-
-def read_raw(tensor: TensorProto, directory: Path) -> bytes:
-    """Return the raw bytes of a tensor that keeps them as raw or external data.
-
-    Raises
-    ------
-    ModelError
-        If external data is missing, unreadable or too short.
-    """
-    if not is_external(tensor):
-        return bytes(tensor.raw_data)
-    copy = TensorProto()
-    copy.CopyFrom(tensor)
-    with _reading(tensor):
-        load_external_data_for_tensor(copy, str(directory))
-        stated = {entry.key: entry.value for entry in tensor.external_data}.get("length")
-        if len(copy.raw_data) < int(stated or 0):  # onnx 1.17 reads what there is
-            raise ValueError(f"its file holds only {len(copy.raw_data):,} bytes of it")
-    return bytes(copy.raw_data)
-
-
 def read_tensor(tensor: TensorProto, directory: Path) -> npt.NDArray[Any]:
-    """Return a tensor's values; those of an external tensor are read from its file.
+    """Return a tensor's values, read-only where they lie in a file of their own.
+
+    Large external tensors are mapped: what is not looked at is not read, and the system may drop
+    what has been.
 
     Raises
     ------
     ModelError
         If the data is missing, unreadable or of another length than the shape says.
     """
-    if is_external(tensor):
-        # numpy_helper loads external data into the message it is given: give it a copy.
-        copy = TensorProto()
-        copy.CopyFrom(tensor)
-        tensor = copy
+    if not is_external(tensor):
+        with _reading(tensor):
+            return numpy_helper.to_array(tensor)
+    extent = extent_of(tensor, directory)
     with _reading(tensor):
-        return numpy_helper.to_array(tensor, base_dir=str(directory))
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        fits = extent.length == prod(tensor.dims) * dtype.itemsize  # not if several share a byte
+        if extent.length >= _MAPPED_FROM and fits and sys.byteorder == "little":
+            shape = tuple(tensor.dims)
+            return np.asarray(np.memmap(extent.path, dtype, "r", extent.offset, shape))
+        inside = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        with extent.path.open("rb") as stream:
+            stream.seek(extent.offset)
+            inside.raw_data = stream.read(extent.length)
+        return numpy_helper.to_array(inside)
 
 
 @contextmanager
 def _reading(tensor: TensorProto) -> Iterator[None]:
     try:
         yield
-    except (ValueError, TypeError, OSError, onnx.checker.ValidationError) as error:
-        shape = "×".join(map(str, tensor.dims))
-        reason = str(error).splitlines()[0]
-        raise ModelError(
-            f"tensor '{tensor.name}' ({type_name(tensor.data_type)} {shape}) cannot be read: "
-            f"{reason}"
-        ) from error
+    except (ValueError, TypeError, KeyError, OSError, onnx.checker.ValidationError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(f"{describe(tensor)} cannot be read: {reason}") from error
 
 
 def stored_bytes(tensor: TensorProto) -> int:
@@ -107,8 +91,7 @@ def stored_bytes(tensor: TensorProto) -> int:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         if entries.get("length", "").isdigit():
             return int(entries["length"])
-        item = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        return int(prod(tensor.dims)) * int(item)
+        return claimed_bytes(tensor) or 0
     return int(tensor.ByteSize())
 
 

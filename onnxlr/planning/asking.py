@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnxlr.errors import UsageError
+from onnxlr.fits import FitStore, Workers
 from onnxlr.methods import options_for
 from onnxlr.planning.auto.goal import Goal, Limit
 from onnxlr.planning.auto.request import AutoRequest
 from onnxlr.planning.request import Request
 
-__all__ = ["AUTO", "Aims", "method_of", "request_of"]
+__all__ = ["AUTO", "Aims", "bytes_of", "method_of", "request_of"]
 
 AUTO = "auto"
 """What the command line calls the planner, where it asks for a method."""
 
 _USUAL_DROP = "cosine=0.01"
 """What outputs may lose where nothing else is asked."""
+
+_MEASUREMENTS, _FITS = "measurements.sqlite", "fits"
+"""What is in a folder that is a cache: the planner's measurements, fits of single methods."""
+
+_DATABASES = (".sqlite", ".sqlite3", ".db")
+"""Endings of a cache that is one file, of measurements alone."""
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?)\s*([kKmMgGtT]?)(?:i?[bB])?")
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+_OF_ANY = ("cache", "jobs", "memory")
+"""What is asked of the model as a whole whatever the method."""
 
 _OF_BOTH = ("target", "seed", "selection", "bias_correction")
 """What the planner is told as well as a single method."""
@@ -31,8 +45,8 @@ class Aims:
 
     Attributes
     ----------
-    goal, max_drop, max_size, max_latency, cache, stock, jobs
-        The arguments of that name.
+    goal, max_drop, max_size, max_latency, cache, stock, jobs, memory
+        The arguments of that name. The last two and `cache` are for any method.
     """
 
     goal: str | None = None
@@ -42,6 +56,7 @@ class Aims:
     cache: str | Path | None = None
     stock: bool = True
     jobs: int | None = None
+    memory: int | str | None = None
 
     def parse(self) -> Goal:
         """Return the goal; raises UsageError where it means nothing."""
@@ -52,6 +67,46 @@ class Aims:
         goal = Goal(self.goal or "balanced", limits, self.max_size, self.max_latency)
         goal.check()
         return goal
+
+    def measurements(self) -> Path | None:
+        """Return the file that measurements are kept in, None for none."""
+        if self.cache is None:
+            return None
+        path = Path(self.cache)
+        return path if _is_file(path) else path / _MEASUREMENTS
+
+    def workers(self, isolate: bool) -> Workers:
+        """Return who fits layers, and where fits are kept; raises UsageError.
+
+        Parameters
+        ----------
+        isolate
+            Whether other processes may be used.
+        """
+        store = None
+        if self.cache is not None:
+            path = Path(self.cache)
+            if _is_file(path):
+                raise UsageError(
+                    f"{path}: is a file of measurements, which only method {AUTO} keeps; give a "
+                    "folder to keep fits in as well (--cache)"
+                )
+            store = FitStore(path / _FITS)
+        memory = None if self.memory is None else bytes_of(self.memory)
+        return Workers(self.jobs, memory, store, isolate)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a cache is one file, as it is or by its name, and not a folder."""
+    return path.is_file() or (path.suffix in _DATABASES and not path.is_dir())
+
+
+def bytes_of(size: int | str) -> int:
+    """Return a number of bytes that may be written as `4G` or `512M`; raises UsageError."""
+    found = _SIZE.fullmatch(str(size).strip())
+    if found is None or float(found[1]) == 0:
+        raise UsageError(f"memory '{size}' is no size, expected one such as 4G, 512M or 2000000000")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
 def request_of(
@@ -93,9 +148,20 @@ def request_of(
     chosen = method_of(method, options, fitting, importance)
     if chosen == AUTO:
         both = {name: fitting[name] for name in _OF_BOTH}
-        cache = None if aims.cache is None else Path(aims.cache)
-        return AutoRequest(aims.parse(), **both, cache=cache, stock=aims.stock, jobs=aims.jobs)
-    given = [n for n, value in vars(aims).items() if value not in (getattr(Aims(), n), [])]
+        memory = None if aims.memory is None else bytes_of(aims.memory)
+        return AutoRequest(
+            aims.parse(),
+            **both,
+            cache=aims.measurements(),
+            stock=aims.stock,
+            jobs=aims.jobs,
+            memory=memory,
+        )
+    given = [
+        name
+        for name, value in vars(aims).items()
+        if value not in (getattr(Aims(), name), []) and name not in _OF_ANY
+    ]
     if given:
         why = "" if method is not None else f" (as {_shown(own[0])} is given, the method is svd)"
         raise UsageError(f"{_shown(given[0])} is for method {AUTO}{why}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from onnxlr.calibration import Sources, gather
 from onnxlr.errors import UsageError
 from onnxlr.evidence import Evidence, Knowledge
+from onnxlr.fits import ALONE, Workers
 from onnxlr.layers import Layer, find_layers
 from onnxlr.model import Model
 from onnxlr.plan import Choice, Plan, Proposal
@@ -19,13 +20,14 @@ from onnxlr.planning.auto.prepared import Prepared
 from onnxlr.planning.auto.report import Findings
 from onnxlr.planning.auto.request import AutoRequest
 from onnxlr.planning.auto.sweeping import SweepResult, sweep_budgets
+from onnxlr.planning.following import follow_with
 from onnxlr.planning.ordering import OrderTask, in_fastest_order
 from onnxlr.planning.request import Request
 from onnxlr.planning.sequential import SequentialTask, fit_in_sequence
 from onnxlr.planning.uniform import kept, propose, propose_one
 from onnxlr.planning.whole import WholeTask, judge_by_whole
 from onnxlr.progress import Progress, silent
-from onnxlr.rewriting import check_plan, follow_choice, follow_plan
+from onnxlr.rewriting import check_plan, follow_choice
 from onnxlr.version import VERSION
 
 __all__ = ["Making", "make_plan", "make_sweep", "take_plan"]
@@ -96,8 +98,14 @@ def make_plan(
     reopen: Callable[[], Model],
     isolate: bool = True,
     progress: Progress = silent,
+    workers: Workers = ALONE,
 ) -> Making:
     """Return the making of a plan that does what is asked.
+
+    Parameters
+    ----------
+    workers
+        Who fits the layers of a single method.
 
     Raises
     ------
@@ -124,12 +132,12 @@ def make_plan(
         proposals = fit_in_sequence(
             work,
             lambda layer, evidence: _one(
-                orders, layer, request.with_options(layer, options), evidence
+                orders, layer, request.with_options(layer, options), evidence, workers
             ),
         )
     else:
         whole = WholeTask(model, request, knowledge, sources, reopen, isolate, progress)
-        fitted = propose(model, layers, request, knowledge, progress, options)
+        fitted = propose(model, layers, request, knowledge, progress, options, workers)
         proposals = judge_by_whole(whole, in_fastest_order(orders, fitted))
     observed = _observed(layers, [layer.name for layer in meant], sources)
     return Making(proposals, request.target, request.seed, request.sequential, knowledge, observed)
@@ -195,8 +203,14 @@ def take_plan(
     reopen: Callable[[], Model],
     isolate: bool = True,
     progress: Progress = silent,
+    workers: Workers = ALONE,
 ) -> Making:
     """Return the making of a plan that there is already.
+
+    Parameters
+    ----------
+    workers
+        Who fits its layers.
 
     Raises
     ------
@@ -225,15 +239,23 @@ def take_plan(
             ),
         )
     else:
-        proposals = follow_plan(model, layers, plan, progress, knowledge)
+        proposals = follow_with(workers, model, layers, plan, progress, knowledge)
     return Making(proposals, plan.target, plan.seed, plan.sequential, knowledge, observed)
 
 
-def _one(orders: OrderTask, layer: Layer, request: Request, evidence: Evidence | None) -> Proposal:
+def _one(
+    orders: OrderTask,
+    layer: Layer,
+    request: Request,
+    evidence: Evidence | None,
+    workers: Workers,
+) -> Proposal:
     """Return the proposal of one layer, in its fastest order."""
     model, knowledge = orders.model, orders.knowledge
     known = _with_importance(layer, knowledge, evidence)
-    proposal = kept(layer, request) or propose_one(model, layer, request, knowledge, known)
+    proposal = kept(layer, request) or propose_one(
+        model, layer, request, knowledge, known, workers=workers
+    )
     return next(in_fastest_order(orders, [proposal], known))
 
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OrderTask", "in_fastest_order"]
 
+_MOST_HELD = 1 << 28
+"""Bytes of chains that wait for their races at a time; layers alike race once within them."""
+
 _NOISE = 0.05
 """Part of its time by which another order must be faster than the first to be taken."""
 
@@ -163,7 +166,28 @@ def in_fastest_order(
     if not isinstance(find_method(work.request.method), Ordered):
         yield from proposals
         return
-    fitted = list(proposals)
+    for fitted in _held(proposals):
+        yield from _raced(work, fitted, evidence)
+
+
+def _held(proposals: Iterable[Proposal]) -> Iterator[list[Proposal]]:
+    """Yield proposals, as many at a time as memory is to hold."""
+    held: list[Proposal] = []
+    size = 0
+    for proposal in proposals:
+        held.append(proposal)
+        size += 0 if proposal.chain is None else proposal.chain.cost.bytes
+        if size >= _MOST_HELD:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def _raced(
+    work: OrderTask, fitted: Sequence[Proposal], evidence: Evidence | None
+) -> Iterator[Proposal]:
+    """Yield proposals in the orders that races between their models say are fastest."""
     with tempfile.TemporaryDirectory(prefix="onnxlr-orders-") as name:
         races = _Races(work, Path(name))
         entries = [_enter(work, races, proposal) for proposal in fitted]

@@ -7,16 +7,17 @@ from dataclasses import replace
 
 from onnxlr.errors import UsageError
 from onnxlr.evidence import Evidence, Knowledge
-from onnxlr.layers import Layer, read_weight
+from onnxlr.fits import ALONE, Piece, Wish, Workers
+from onnxlr.layers import Layer
 from onnxlr.lowering import LoweringRefusedError
-from onnxlr.methods import Fit, Options, Setting, find_method, fit_best
+from onnxlr.methods import Fit, Options, Setting
 from onnxlr.model import Model
 from onnxlr.plan import Choice, Proposal
 from onnxlr.planning.request import Request
 from onnxlr.progress import Progress, silent
 from onnxlr.rewriting import adjusted, emitted_bytes, released_bytes
 
-__all__ = ["fit_layer", "kept", "propose", "propose_fit", "propose_one", "setting_of"]
+__all__ = ["kept", "propose", "propose_fit", "propose_one", "setting_of"]
 
 
 def propose(
@@ -26,6 +27,7 @@ def propose(
     knowledge: Knowledge,
     progress: Progress = silent,
     options: Mapping[str, Options] | None = None,
+    workers: Workers = ALONE,
 ) -> Iterator[Proposal]:
     """Choose for each layer in turn; its weight is in memory only meanwhile.
 
@@ -33,16 +35,27 @@ def propose(
     ----------
     options
         Options of single layers, by name, instead of the request's.
+    workers
+        Who fits.
 
     Raises
     ------
     ModelError
         If a weight that is asked for cannot be read or is not finite.
     """
-    for position, layer in enumerate(layers):
+    asked = [request.with_options(layer, options) for layer in layers]
+    left = [kept(layer, own) for layer, own in zip(layers, asked, strict=True)]
+    fits = workers.fits(
+        model,
+        [
+            _piece(layer, own, knowledge.of(layer), progress)
+            for layer, own, proposal in zip(layers, asked, left, strict=True)
+            if proposal is None
+        ],
+    )
+    for position, (layer, own, proposal) in enumerate(zip(layers, asked, left, strict=True)):
         progress("factorizing", position, len(layers))
-        own = request.with_options(layer, options)
-        yield kept(layer, own) or propose_one(model, layer, own, knowledge, progress=progress)
+        yield proposal or _proposed(model, layer, own, knowledge, next(fits), knowledge.of(layer))
     progress("factorizing", len(layers), len(layers))
 
 
@@ -61,6 +74,7 @@ def propose_one(
     knowledge: Knowledge,
     evidence: Evidence | None = None,
     progress: Progress = silent,
+    workers: Workers = ALONE,
 ) -> Proposal:
     """Fit one layer, and keep it where that does not pay.
 
@@ -68,36 +82,35 @@ def propose_one(
     ----------
     evidence
         What is known of it, instead of what `knowledge` has.
+    workers
+        Who fits; it is done in this process.
     """
     known = knowledge.of(layer) if evidence is None else evidence
-    try:
-        fit = fit_layer(model, layer, request, known, progress)
-    except UsageError as error:
-        why = str(error)
-        if known.fit is None and "needs statistics" in why:
-            why = f"{why}: {knowledge.why_unobserved(layer)}"
-        return Proposal(layer, Choice("keep", reason=why))
-    return propose_fit(model, layer, request, fit, knowledge.of(layer))
+    fit = workers.fit(model, _piece(layer, request, known, progress))
+    return _proposed(model, layer, request, knowledge, fit, known)
 
 
-def fit_layer(
+def _piece(layer: Layer, request: Request, evidence: Evidence, progress: Progress) -> Piece:
+    """Return what is asked of a layer; what its data is computed in plays no part."""
+    setting = replace(setting_of(layer, request), progress=progress)
+    recipe = request.recipe(evidence.default_metric)
+    return Piece(layer, evidence, Wish(request.method, request.options, setting, recipe))
+
+
+def _proposed(
     model: Model,
     layer: Layer,
     request: Request,
+    knowledge: Knowledge,
+    fit: Fit | str,
     evidence: Evidence,
-    progress: Progress = silent,
-) -> Fit:
-    """Fit one layer; what its data is computed in plays no part.
-
-    Raises
-    ------
-    UsageError
-        If the method cannot do what is asked with this layer.
-    """
-    weight = read_weight(model, layer)
-    setting, recipe = setting_of(layer, request), request.recipe(evidence.default_metric)
-    setting, method = replace(setting, progress=progress), find_method(request.method)
-    return fit_best(method, weight, request.options, setting, evidence, recipe)
+) -> Proposal:
+    """Return the proposal of a fit, or of why there is none."""
+    if isinstance(fit, Fit):
+        return propose_fit(model, layer, request, fit, knowledge.of(layer))
+    if evidence.fit is None and "needs statistics" in fit:
+        fit = f"{fit}: {knowledge.why_unobserved(layer)}"
+    return Proposal(layer, Choice("keep", reason=fit))
 
 
 def setting_of(layer: Layer, request: Request) -> Setting:

@@ -7,7 +7,8 @@ from math import isfinite, isnan
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+
+from onnxlr.reporting.layout import NamedTable
 
 __all__ = [
     "MOST",
@@ -29,16 +30,27 @@ def shown(text: str) -> str:
     return escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
-def table_of(*columns: str, right: tuple[str, ...] | None = None) -> Table:
-    """Return an empty table; `right` names columns of numbers, all but the first if not given."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for position, column in enumerate(columns):
-        numeric = position > 0 if right is None else column in right
-        long = position == 0 or column in ("output", "reason")
-        table.add_column(
-            column, justify="right" if numeric and not long else "left", overflow="fold"
-        )
-    return table
+def table_of(*columns: str, right: tuple[str, ...] | None = None, names: int = 0) -> NamedTable:
+    """Return an empty table.
+
+    Parameters
+    ----------
+    columns
+        Their titles.
+    right
+        Which are columns of numbers; all but the first and that of names if not given.
+    names
+        Position of the column of names that may be long.
+    """
+    numbers = columns if right is None else right
+    return NamedTable(
+        columns,
+        [
+            position not in (0, names) and column in numbers
+            for position, column in enumerate(columns)
+        ],
+        names,
+    )
 
 
 def shape_of(shape: tuple[int, ...] | None) -> str:

@@ -7,7 +7,7 @@ from rich.console import Console
 from onnxlr.reporting.cells import count_of, shown, table_of
 from onnxlr.runtime import Footprint, Footprints
 
-__all__ = ["print_footprints"]
+__all__ = ["amount_of", "print_footprints", "time_of"]
 
 _MEANING = (
     "load: the time to make a session; memory: what the process has grown by then; peak: the most "
@@ -37,10 +37,10 @@ def _cells(footprint: Footprint) -> list[str]:
     latency = footprint.latency
     return [
         _size(footprint.bytes),
-        "failed" if footprint.load_seconds is None else _time(footprint.load_seconds),
+        "failed" if footprint.load_seconds is None else time_of(footprint.load_seconds),
         _size(footprint.memory, failed),
         _size(footprint.peak, failed),
-        "failed" if latency is None else _time(latency.seconds),
+        "failed" if latency is None else time_of(latency.seconds),
         "" if latency is None else f"{latency.ratio:.2f} ({latency.low:.2f}–{latency.high:.2f})",
     ]
 
@@ -49,11 +49,16 @@ def _size(count: int | None, failed: bool = False) -> str:
     """Return bytes with three digits; a dash where the platform does not tell them."""
     if count is None:
         return "failed" if failed else "–"
+    return amount_of(count)
+
+
+def amount_of(count: int) -> str:
+    """Return bytes with three digits: 1.18 MB."""
     text = count_of(count)
     return f"{text}B" if text[-1].isalpha() else f"{text} B"
 
 
-def _time(seconds: float) -> str:
+def time_of(seconds: float) -> str:
     """Return a time with three digits: 12.3 ms."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= 0.9995 * scale:

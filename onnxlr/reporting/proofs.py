@@ -44,7 +44,9 @@ def print_report(console: Console, report: Report) -> None:
 
 
 def _print_checks(console: Console, checks: Sequence[Check]) -> None:
-    table = table_of("proof", "opt.", "output", "cosine", "rel. L2", "max abs", "SQNR", "top-1", "")
+    table = table_of(
+        "proof", "opt.", "output", "cosine", "rel. L2", "max abs", "SQNR", "top-1", "", names=2
+    )
     for levels, cells in _comparison_rows(checks):
         table.add_row(cells[0], levels, *cells[1:])
     console.print(table)

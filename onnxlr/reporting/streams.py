@@ -16,11 +16,20 @@ __all__ = ["Stream", "tolerate_encodings"]
 
 
 class Stream(Console):
-    """A console that leaves the exit code alone: it falls silent when nobody reads it any more."""
+    """A console that leaves the exit code alone: it falls silent when nobody reads it any more.
+
+    Attributes
+    ----------
+    documents
+        JSON documents that were written.
+    """
+
+    documents: int
 
     def __init__(self, stderr: bool = False) -> None:
         # Without emoji: `module:boom` names a function.
         super().__init__(stderr=stderr, emoji=False)
+        self.documents = 0
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as rich does."""

@@ -20,9 +20,9 @@ _MARKS = {
     "planned": digits[1:] + ascii_uppercase.replace("O", ""),
     "stock": ascii_lowercase,
 }
-_COLUMNS, _ROWS = 60, 13
-_LEFT = 7
-"""Columns of the chart before the axis of sizes."""
+_COLUMNS, _ROWS, _LEAST = 60, 13, 24
+_LEFT, _MORE = 7, 4
+"""Columns of the chart before the axis of sizes, and for labels behind that of drops."""
 
 _ZERO = 3
 """Columns between a drop of nothing and the least that is more: drops lie on a logarithmic axis."""
@@ -48,7 +48,9 @@ def print_sweep(console: Console, result: SweepResult) -> None:
         f"{shown(result.measure)}"
     )
     marks = marks_of(result.points)
-    table = table_of("", "model", "size", "of it", "time of it", "drop", "front", right=_NUMBERS)
+    table = table_of(
+        "", "model", "size", "of it", "time of it", "drop", "front", right=_NUMBERS, names=1
+    )
     for mark, point in zip(marks, result.points, strict=True):
         if point.problem is None:
             table.add_row(
@@ -68,7 +70,7 @@ def print_sweep(console: Console, result: SweepResult) -> None:
         "[dim]of it: of the original's, with quartiles; times are of one run on one thread, in one "
         "race; front: no other is better in size, time or drop without being worse in another[/]"
     )
-    for line in chart_of(result):
+    for line in chart_of(result, min(_COLUMNS, console.width - _LEFT - _MORE)):
         console.print(shown(line), highlight=False, no_wrap=True)
     cached = f", {result.from_cache} of them from the cache" if result.from_cache else ""
     console.print(
@@ -95,7 +97,7 @@ def marks_of(points: Sequence[SweepPoint]) -> list[str]:
     return [next(left[point.kind], "*") for point in points]
 
 
-def chart_of(result: SweepResult) -> list[str]:
+def chart_of(result: SweepResult, columns: int = _COLUMNS) -> list[str]:
     """Return lines of text: size from the bottom up, the drop from left to right, a mark a model.
 
     Where marks meet, the first in the order of the points is shown: those of plans before stock.
@@ -109,38 +111,38 @@ def chart_of(result: SweepResult) -> list[str]:
     if not positive:
         return []
     low, high = floor(log10(min(positive))), ceil(log10(max(positive)))
-    axis = _Axis(low, max(high, low + 1))
+    axis = _Axis(low, max(high, low + 1), max(columns, _LEAST))
     top = max(size for _, size, _ in found)
     cells: dict[tuple[int, int], str] = {}
     for mark, size, drop in found:
         cells.setdefault((round((_ROWS - 1) * (1 - size / top)), axis.column(drop)), mark)
-    title = f"{' ' * _LEFT}size of the original's; where marks meet, the first is shown"
-    return ["", title, *_body(cells, top), *axis.lines(result.measure)]
+    title = f"{' ' * _LEFT}size of the original's (the first where marks meet)"
+    return ["", title, *_body(cells, top, axis.columns), *axis.lines(result.measure)]
 
 
-def _body(cells: Mapping[tuple[int, int], str], top: float) -> Iterator[str]:
+def _body(cells: Mapping[tuple[int, int], str], top: float, columns: int) -> Iterator[str]:
     for row in range(_ROWS):
         label = f"{top * (1 - row / (_ROWS - 1)):.2f}" if row % 3 == 0 else ""
-        line = "".join(cells.get((row, column), " ") for column in range(_COLUMNS))
+        line = "".join(cells.get((row, column), " ") for column in range(columns))
         yield f"{label:>{_LEFT - 1}} |{line}".rstrip()
 
 
 class _Axis:
     """The axis of drops: whole powers of ten, and nothing at all on the left."""
 
-    def __init__(self, low: int, high: int) -> None:
-        self._low, self._high = low, high
+    def __init__(self, low: int, high: int, columns: int) -> None:
+        self._low, self._high, self.columns = low, high, columns
 
     def column(self, drop: float) -> int:
         """Return where a drop is."""
         if drop <= 0:
             return 0
         part = (log10(drop) - self._low) / (self._high - self._low)
-        return _ZERO + round(part * (_COLUMNS - 1 - _ZERO))
+        return _ZERO + round(part * (self.columns - 1 - _ZERO))
 
     def lines(self, measure: str) -> list[str]:
         """Return the axis and its labels."""
-        rule, labels = ["-"] * _COLUMNS, [" "] * (_COLUMNS + 8)
+        rule, labels = ["-"] * self.columns, [" "] * (self.columns + 8)
         rule[0], labels[0] = "+", "0"
         free = 2
         for power in range(self._low, self._high + 1):

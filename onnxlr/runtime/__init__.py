@@ -6,13 +6,16 @@ from onnxlr.runtime.footprint import (
     Footprint,
     Footprints,
     ModelFile,
+    load_apart,
     measure_footprints,
 )
+from onnxlr.runtime.heats import Pace, run_heats
 from onnxlr.runtime.jobs import LEVELS, Job, Outcome, run_job, run_task, run_tasks
 from onnxlr.runtime.latency import Latency, Race, measure_latency
 from onnxlr.runtime.library import OpsDescription, describe_ops, get_library_path, register_ops
 from onnxlr.runtime.sessions import session
 from onnxlr.runtime.storage import read_arrays, store_arrays
+from onnxlr.runtime.threads import with_threads
 
 __all__ = [
     "LEVELS",
@@ -25,14 +28,17 @@ __all__ = [
     "ModelFile",
     "OpsDescription",
     "Outcome",
+    "Pace",
     "Race",
     "describe_ops",
     "get_library_path",
+    "load_apart",
     "measure_footprints",
     "measure_latency",
     "open_runner",
     "read_arrays",
     "register_ops",
+    "run_heats",
     "run_job",
     "run_model",
     "run_task",
@@ -40,4 +46,5 @@ __all__ = [
     "session",
     "store_arrays",
     "store_runs",
+    "with_threads",
 ]

@@ -16,6 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxlr.runtime.sessions import offer_kernels, open_session
 from onnxlr.runtime.storage import read_arrays, store_arrays
+from onnxlr.runtime.threads import session_threads
 
 __all__ = [
     "LEVELS",
@@ -157,6 +158,7 @@ class _OrtRunner:
     def __init__(self, model: str, level: str, edit: Edit | None, kernels: bool) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = _ORT_LEVELS[level]
+        options.intra_op_num_threads = session_threads()
         options.log_severity_level = 4
         source: str | bytes = model
         if edit:

@@ -1,4 +1,4 @@
-"""What a model takes on disk, in memory, to load and to run: each by itself, on one thread.
+"""What a model takes on disk, in memory, to load and to run: each by itself.
 
 A weight that is recombined from few numbers is small in the file, and may still be as large as ever
 in memory. So the original and the rewritten model are each loaded in a process of their own, after
@@ -7,14 +7,9 @@ a model of one node, which pays for what the runtime sets up once; and they are 
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +22,8 @@ from onnxlr.errors import RuntimeFailureError
 from onnxlr.progress import Progress, silent
 from onnxlr.runtime.jobs import run_task
 from onnxlr.runtime.latency import Latency, Race, measure_latency
-from onnxlr.runtime.single_thread import SingleThread
+from onnxlr.runtime.memory import memory_now
+from onnxlr.runtime.single_thread import OnThreads, clock_of
 from onnxlr.runtime.storage import read_arrays, store_arrays
 
 __all__ = [
@@ -37,6 +33,7 @@ __all__ = [
     "Loading",
     "ModelFile",
     "load_and_run",
+    "load_apart",
     "measure_footprints",
 ]
 
@@ -46,8 +43,6 @@ MOST_FEEDS = 4
 _LOADS = 3
 """Sessions whose median is the time to load."""
 
-_STATUS = Path("/proc/self/status")
-_RESET = Path("/proc/self/clear_refs")
 _TASK = "measuring memory and speed"
 _NO_PROCESS = "memory was not measured: the models ran in this process, not in one of their own"
 _NO_STATUS = "memory was not measured: this platform does not tell it of a process"
@@ -81,8 +76,8 @@ class Footprint:
     bytes
         On disk, external data included.
     load_seconds
-        The thread's own time to make a session of a file that the system has read before: the
-        median of three.
+        The time to make a session of a file that the system has read before, the thread's own if
+        it is one: the median of three.
     memory
         Bytes by which the process has grown when the model is loaded, and nothing has run yet.
     peak
@@ -121,11 +116,14 @@ class Loading:
         Files of inputs.
     memory
         Whether the process is the model's own, so that its memory tells something.
+    threads
+        Of the session.
     """
 
     model: str
     feeds: Sequence[str]
     memory: bool
+    threads: int = 1
     function: ClassVar[str] = "onnxlr.runtime.footprint:load_and_run"
 
 
@@ -170,11 +168,25 @@ def measure_footprints(
 
 
 def _loaded(model: ModelFile, feeds: Sequence[str], isolate: bool) -> Footprint:
-    """Return what can be said of a model alone."""
+    """Return what can be said of a model alone, or why nothing can."""
     try:
-        values = run_task(Loading(str(model.file), feeds, isolate), model.name, isolate)
+        return load_apart(model, feeds, isolate)
     except RuntimeFailureError as error:
         return Footprint(model.bytes, problems=(str(error),))
+
+
+def load_apart(
+    model: ModelFile, feeds: Sequence[str], isolate: bool = True, threads: int = 1
+) -> Footprint:
+    """Load a model alone and run it once on each file of inputs; return all but its latency.
+
+    Raises
+    ------
+    RuntimeFailureError
+        If it cannot be loaded or run, or its process dies.
+    """
+    task = Loading(str(model.file), feeds, isolate, threads)
+    values = run_task(task, model.name, isolate)
     missing = () if values["memory"] is not None else (_NO_STATUS if isolate else _NO_PROCESS,)
     return Footprint(model.bytes, **values, problems=missing)
 
@@ -203,7 +215,9 @@ def _timed(
     ]
 
 
-def load_and_run(model: str, feeds: Sequence[str], memory: bool) -> dict[str, Any]:
+def load_and_run(
+    model: str, feeds: Sequence[str], memory: bool, threads: int = 1
+) -> dict[str, Any]:
     """Return `load_seconds`, `memory` and `peak` of `Footprint`, measured in this process.
 
     Raises
@@ -213,16 +227,16 @@ def load_and_run(model: str, feeds: Sequence[str], memory: bool) -> dict[str, An
     """
     inputs = [read_arrays(Path(file)) for file in feeds]
     _warm_up()
-    start = _memory(anew=True) if memory else None
-    seconds, session = _open(model)
-    grown = _memory() if memory else None
+    start = memory_now(anew=True) if memory else None
+    seconds, session = _open(model, threads)
+    grown = memory_now() if memory else None
     for feed in inputs:
         session.run(feed)
-    end = _memory() if memory else None
+    end = memory_now() if memory else None
     times = [seconds]
     while len(times) < _LOADS:
         del session  # two of them at once would share nothing, and one may be large
-        seconds, session = _open(model)
+        seconds, session = _open(model, threads)
         times.append(seconds)
     return {
         "load_seconds": statistics.median(times),
@@ -231,11 +245,12 @@ def load_and_run(model: str, feeds: Sequence[str], memory: bool) -> dict[str, An
     }
 
 
-def _open(model: str | bytes) -> tuple[float, SingleThread]:
+def _open(model: str | bytes, threads: int = 1) -> tuple[float, OnThreads]:
     """Return a session, and the seconds that it took to make."""
-    start = time.thread_time()
-    session = SingleThread(model)
-    return time.thread_time() - start, session
+    clock = clock_of(threads)
+    start = clock()
+    session = OnThreads(model, threads)
+    return clock() - start, session
 
 
 def _warm_up() -> None:
@@ -244,56 +259,3 @@ def _warm_up() -> None:
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "one", [x], [y])
     opsets = [helper.make_opsetid("", 13)]
     _open(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
-
-
-@dataclass(frozen=True)
-class _Memory:
-    """Bytes of the process that are in memory, and the most there ever were; None: not told."""
-
-    now: int
-    most: int | None
-
-    def above(self, start: _Memory) -> int | None:
-        """Return the most since then, in bytes above what there was."""
-        if self.most is None or start.most is None:
-            return None
-        if self.most > start.most:
-            return self.most - start.now
-        # A peak of before hides a lower one, unless the count began anew.
-        return 0 if start.most <= start.now else None
-
-
-def _memory(anew: bool = False) -> _Memory | None:
-    """Give back memory that is free, and return what is left; None where nobody tells.
-
-    `anew` lets the most begin at what there is now, where the system allows that.
-    """
-    gc.collect()
-    _trim()
-    if anew:
-        with suppress(OSError):
-            _RESET.write_text("5", encoding="ascii")
-    told = _told()
-    if "VmRSS" not in told:
-        return None
-    return _Memory(told["VmRSS"], told.get("VmHWM"))
-
-
-def _told() -> dict[str, int]:
-    """Return what Linux tells of this process's memory, in bytes."""
-    try:
-        text = _STATUS.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    pairs = (
-        line.split(":", 1) for line in text.splitlines() if line.startswith(("VmRSS", "VmHWM"))
-    )
-    return {name: int(value.split()[0]) * 1024 for name, value in pairs}
-
-
-def _trim() -> None:
-    """Let the C library give free memory back to the system, where it is one that can."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

@@ -11,16 +11,15 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from onnxlr.errors import RuntimeFailureError
 from onnxlr.runtime.child import perform
 from onnxlr.runtime.execution import LEVELS, ExecutionError
+from onnxlr.scratch import Scratch
 
 __all__ = ["LEVELS", "Job", "Outcome", "Task", "run_job", "run_task", "run_tasks"]
 
@@ -47,6 +46,9 @@ class Task(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
     function: ClassVar[str]
     """`module:function`; it returns JSON values, or raises ExecutionError."""
+
+
+Given = TypeVar("Given", bound=Task)
 
 
 @dataclass(frozen=True)
@@ -138,16 +140,31 @@ def run_task(task: Task, name: str, isolate: bool = True) -> dict[str, Any]:
 
 
 def run_tasks(
-    tasks: Sequence[Task], name: str, jobs: int, isolate: bool = True
+    tasks: Iterable[Given],
+    name: str,
+    jobs: int,
+    isolate: bool = True,
+    *,
+    threads: int | None = None,
+    memory: int | None = None,
+    needs: Callable[[Given], int] = lambda _: 0,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Perform tasks side by side; yield the number of each that is done, with its answer.
 
     Parameters
     ----------
+    tasks
+        Asked for one after the other, as there is room for them.
     jobs
-        Child processes at a time; the processors are divided among them.
+        Child processes at a time.
     isolate
         Whether to use child processes; without, one task is performed after the other.
+    threads
+        That each computes with; the processors are divided among them if not given.
+    memory
+        Bytes that all may take together; no end of it if not given. One task runs in any case.
+    needs
+        Returns the bytes that a task is expected to take.
 
     Raises
     ------
@@ -158,22 +175,53 @@ def run_tasks(
         for number, task in enumerate(tasks):
             yield number, run_task(task, name, isolate=False)
         return
-    threads = max((os.cpu_count() or 1) // max(jobs, 1), 1)
-    waiting = list(enumerate(tasks))
-    running: dict[int, _Child] = {}
+    if threads is None:
+        threads = max((os.cpu_count() or 1) // max(jobs, 1), 1)
+    crew = _Crew(enumerate(tasks), max(jobs, 1), threads, memory, needs)
     try:
-        while waiting or running:
-            while waiting and len(running) < max(jobs, 1):
-                number, task = waiting.pop(0)
-                running[number] = _Child(task, threads)
-            ended = [number for number, child in running.items() if child.has_ended]
+        while crew.start():
+            ended = [number for number, child in crew.running.items() if child.has_ended]
             for number in ended:
-                yield number, running.pop(number).answer(name)
+                yield number, crew.dismiss(number).answer(name)
             if not ended:
                 time.sleep(_POLL)
     finally:
-        for child in running.values():
+        for child in crew.running.values():
             child.end()
+
+
+@dataclass
+class _Crew(Generic[Given]):
+    """Children that run side by side, and the tasks that wait for them."""
+
+    waiting: Iterator[tuple[int, Given]]
+    jobs: int
+    threads: int
+    memory: int | None
+    needs: Callable[[Given], int]
+    following: tuple[int, Given] | None = None
+    running: dict[int, _Child] = field(default_factory=dict)
+    taken: dict[int, int] = field(default_factory=dict)
+
+    def start(self) -> bool:
+        """Start as many tasks as there is room for; return whether any runs."""
+        while len(self.running) < self.jobs:
+            self.following = self.following or next(self.waiting, None)
+            if self.following is None:
+                break
+            number, task = self.following
+            size = self.needs(task)
+            full = self.memory is not None and sum(self.taken.values()) + size > self.memory
+            if self.running and full:
+                break
+            self.running[number], self.taken[number] = _Child(task, self.threads), size
+            self.following = None
+        return bool(self.running)
+
+    def dismiss(self, number: int) -> _Child:
+        """Return a child, which counts no longer."""
+        del self.taken[number]
+        return self.running.pop(number)
 
 
 _POLL = 0.01
@@ -200,8 +248,8 @@ class _Child:
     """
 
     def __init__(self, work: Task, threads: int | None = None) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="onnxlr-job-")
-        folder = Path(self._folder.name)
+        self._files = Scratch("onnxlr-job-")
+        folder = self._files.path
         task, self._answer = folder / "task.json", folder / "answer.json"
         content = {"function": work.function, "arguments": asdict(work)}
         task.write_text(json.dumps(content), encoding="utf-8")
@@ -257,7 +305,7 @@ class _Child:
         if alive >= 0:
             os.close(alive)
         self._said.close()
-        self._folder.cleanup()
+        self._files.remove()
 
     def _cause_of_death(self) -> str:
         self._said.seek(0)

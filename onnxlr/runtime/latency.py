@@ -1,9 +1,9 @@
-"""Latency of models against each other, on one thread.
+"""Latency of models against each other, on one thread if not told otherwise.
 
 The machine's speed drifts, so models are never timed one after the other: each set of inputs is run
 by all of them in turn, in an order that moves on by one, and a ratio is taken within a round of all
-inputs. What is counted is the thread's own CPU time; other processes enter it only through what
-they share with it, caches above all. Even two sessions of one file can differ by 2 %.
+inputs. On one thread what is counted is its own CPU time; other processes enter it only through
+what they share with it, caches above all. Even two sessions of one file can differ by 2 %.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from onnxlr.runtime.jobs import run_task
 from onnxlr.runtime.single_thread import SingleThread
 from onnxlr.runtime.storage import read_arrays
 
-__all__ = ["Latency", "Race", "Races", "measure_latency", "ratios", "run_races", "time_rounds"]
+__all__ = [
+    "Latency",
+    "Race",
+    "Races",
+    "count_rounds",
+    "measure_latency",
+    "ratios",
+    "run_races",
+    "time_rounds",
+]
 
 _ROUNDS = (5, 15)
 """Least and most rounds that count."""
@@ -137,12 +146,31 @@ def _race(
     clock: Callable[[], float] = time.thread_time,
 ) -> list[Latency]:
     """Return latencies from as many rounds as their time allows."""
+    return ratios(count_rounds(runs, feeds, clock))
+
+
+def count_rounds(
+    runs: Sequence[Callable[[Mapping[str, Any]], Any]],
+    feeds: Sequence[Mapping[str, Any]],
+    clock: Callable[[], float],
+    rounds: int | None = None,
+) -> list[list[float]]:
+    """Return the seconds of each run on all inputs once, `(runs, rounds)`.
+
+    Parameters
+    ----------
+    runs, feeds, clock
+        As in `time_rounds`; runs shorter than a clock can tell are repeated within a round.
+    rounds
+        How many rounds count; as many as their time allows if not given.
+    """
     trial = [row[0] for row in time_rounds(runs, feeds, 1, clock)]
     repeats = min(max(ceil(_ROUND / max(min(trial), 1e-9)), 1), _REPEATS)
-    least, most = _ROUNDS
-    rounds = min(max(int(_SPENT / max(sum(trial) * repeats, 1e-9)), least), most)
+    if rounds is None:
+        least, most = _ROUNDS
+        rounds = min(max(int(_SPENT / max(sum(trial) * repeats, 1e-9)), least), most)
     taken = time_rounds(runs, list(feeds) * repeats, rounds, clock)
-    return ratios([[seconds / repeats for seconds in row] for row in taken])
+    return [[seconds / repeats for seconds in row] for row in taken]
 
 
 def time_rounds(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import zipfile
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from onnxlr.archives import array_in, check_size
 from onnxlr.errors import DataError
 from onnxlr.model.saving import check_output, staging
 
@@ -76,6 +76,7 @@ def load(path: str | Path, build: Callable[[Mapping[str, Any], Get], Made]) -> M
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            check_size(archive, path)
             if _CONTENTS not in archive.namelist():
                 raise DataError(f"{path}: is not a statistics file (it has no {_CONTENTS})")
             return build(json.loads(archive.read(_CONTENTS)), _reader(archive))
@@ -112,8 +113,7 @@ def _reader(archive: zipfile.ZipFile) -> Get:
     def get(key: str) -> Array:
         if key not in known:
             is_half = f"{key}{_TRIANGLE}" in names
-            stream = io.BytesIO(archive.read(f"{key}{_TRIANGLE if is_half else '.npy'}"))
-            array = np.lib.format.read_array(stream, allow_pickle=False)
+            array = array_in(archive, f"{key}{_TRIANGLE if is_half else '.npy'}")
             known[key] = _from_triangle(array) if is_half else array
             if _hash(known[key]) != key:
                 raise ValueError(f"array {key[:12]}… has other numbers than when it was written")

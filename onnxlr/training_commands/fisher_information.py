@@ -8,8 +8,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from onnxlr import training_verbs
-from onnxlr.console import out, print_json, progress_bars
-from onnxlr.flags import WHOLE, Json, Patterns, Seed
+from onnxlr.console import at_work, out, print_json
+from onnxlr.flags import WHOLE, Json, Patterns, Quiet, Seed, Threads
 from onnxlr.reporting import shown, to_document
 from onnxlr.reporting.fisher import print_fisher, summarise_fisher
 
@@ -30,11 +30,19 @@ def fisher(
     skip: Patterns = (),
     device: str = "cpu",
     seed: Seed = 0,
+    quiet: Quiet = False,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Find how much each entry of the weights matters, by squared gradients of single samples.
 
     Needs torch: pip install 'onnxlr[train]'.
+
+    For example:
+
+        onnxlr fisher model.onnx --calibration train.npz -o fisher.npz
+        onnxlr fisher model.onnx --calibration labelled.npz --loss losses:nll -o f.npz
+        onnxlr rewrite model.onnx --ratio 0.5 --metric kfac --importance fisher.npz
 
     Parameters
     ----------
@@ -67,7 +75,7 @@ def fisher(
     as_json
         Print JSON (schema onnxlr.fisher/1) instead of tables.
     """
-    with progress_bars() as progress:
+    with at_work(quiet, threads) as progress:
         found = training_verbs.fisher(
             model,
             calibration,

@@ -8,8 +8,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from onnxlr import training_verbs
-from onnxlr.console import out, print_json, progress_bars
-from onnxlr.flags import WHOLE, Json, Patterns, Seed
+from onnxlr.console import at_work, out, print_json
+from onnxlr.flags import WHOLE, Json, Patterns, Quiet, Seed, Threads
 from onnxlr.reporting import to_document
 from onnxlr.reporting.svd_training import print_svd_training
 from onnxlr.training_commands.interruption import telling_what_is_left
@@ -46,12 +46,19 @@ def train_svd(
     device: str = "cpu",
     tolerance: str = DEFAULT_TOLERANCE,
     seed: Seed = 0,
+    quiet: Quiet = False,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Train weights as factors, make singular values few, cut ranks, and train on.
 
     Needs torch: pip install 'onnxlr[train]'. Interrupted, it goes on from its checkpoints when it
     is started again with the same arguments.
+
+    For example:
+
+        onnxlr train-svd model.onnx --data labelled.npz --loss losses:nll --ratio 0.4
+        onnxlr train-svd model.onnx --data data:batches --loss losses:nll --minutes 30
 
     Parameters
     ----------
@@ -113,7 +120,7 @@ def train_svd(
         Print JSON (schema onnxlr.svd_training/1) instead of tables.
     """
     written = model.with_suffix(".onnxlr.onnx") if output is None else output
-    with telling_what_is_left(written, checkpoint), progress_bars() as progress:
+    with telling_what_is_left(written, checkpoint), at_work(quiet, threads) as progress:
         found = training_verbs.train_svd(
             model,
             data,

@@ -8,8 +8,18 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from onnxlr import training_verbs
-from onnxlr.console import out, print_json, progress_bars
-from onnxlr.flags import WHOLE, Json, Patterns, Seed, Switch, given, with_method_flags
+from onnxlr.console import at_work, out, print_json
+from onnxlr.flags import (
+    WHOLE,
+    Json,
+    Patterns,
+    Quiet,
+    Seed,
+    Switch,
+    Threads,
+    given,
+    with_method_flags,
+)
 from onnxlr.reporting import to_document
 from onnxlr.reporting.ternary_training import print_ternary_training
 from onnxlr.training_commands.interruption import telling_what_is_left
@@ -50,12 +60,19 @@ def train_ternary(
     bfloat16: Switch = False,
     tolerance: str = DEFAULT_TOLERANCE,
     seed: Seed = 0,
+    quiet: Quiet = False,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Train a model whose layers are ternary whenever it runs, and write it with them.
 
     Needs torch: pip install 'onnxlr[train]'. Interrupted, it goes on from its checkpoint when it is
     started again with the same arguments.
+
+    For example:
+
+        onnxlr train-ternary model.onnx --data train.npz --tolerance-spectral 0.07
+        onnxlr train-ternary model.onnx --data train.npz --method ternary --terms 2
 
     Parameters
     ----------
@@ -119,7 +136,7 @@ def train_ternary(
         Print JSON (schema onnxlr.ternary_training/1) instead of tables.
     """
     written = model.with_suffix(".onnxlr.onnx") if output is None else output
-    with telling_what_is_left(written, checkpoint), progress_bars() as progress:
+    with telling_what_is_left(written, checkpoint), at_work(quiet, threads) as progress:
         found = training_verbs.train_ternary(
             model,
             data,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from onnxlr import training_verbs
-from onnxlr.console import out, progress_bars, publish
+from onnxlr.console import at_work, out, publish
 from onnxlr.errors import OutputError, VerificationError
-from onnxlr.flags import WHOLE, Json, Seed, Switch
+from onnxlr.flags import WHOLE, Json, Quiet, Seed, Switch, Threads
 from onnxlr.model.saving import check_output
 from onnxlr.reporting import to_document
 from onnxlr.reporting.training import print_tuning
@@ -46,6 +46,8 @@ def tune(
     tolerance: str = DEFAULT_TOLERANCE,
     keep: Switch = False,
     report: Path | None = None,
+    quiet: Quiet = False,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Train a rewritten model towards the original's outputs, or on labels.
@@ -53,6 +55,11 @@ def tune(
     Needs torch: pip install 'onnxlr[train]'. Nothing is written unless it is better on held-out
     data than the rewritten model as it came. An interrupted run goes on from its checkpoint when
     the same command is given again.
+
+    For example:
+
+        onnxlr tune model.onnx small.onnx --data train.npz --minutes 5 -o tuned.onnx
+        onnxlr tune model.onnx small.onnx --data train.npz --train scales --steps 500
 
     Parameters
     ----------
@@ -112,7 +119,7 @@ def tune(
         if report.resolve() == written.resolve():
             raise OutputError(f"{report}: is both the report and the model to write")
     try:
-        with telling_what_is_left(written, checkpoint), progress_bars() as progress:
+        with telling_what_is_left(written, checkpoint), at_work(quiet, threads) as progress:
             result = training_verbs.tune(
                 original,
                 rewritten,

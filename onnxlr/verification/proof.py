@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf, isnan, nan
-from pathlib import Path
 
 from onnxlr.calibration import DataSource, label_of, load_feeds, random_feeds, signature
 from onnxlr.errors import DataError, RuntimeFailureError
 from onnxlr.progress import Progress, silent
 from onnxlr.runtime import LEVELS, Outcome
+from onnxlr.scratch import scratch
 from onnxlr.verification.equivalence import equivalence
 from onnxlr.verification.local import inside_others, local_emission
 from onnxlr.verification.report import Check, Drift, Report
@@ -61,7 +59,7 @@ def prove(
         If the tolerance names an output the model has not.
     """
     tolerance.check_outputs([value.name for value in subject.original.proto.graph.output])
-    with _workplace() as folder:
+    with scratch("onnxlr-verify-") as folder:
         total = 2 + (subject.reference_file is not None) + bool(subject.ternary)
         run = Runs(folder, isolate, progress, total)
         description, feeds, outcome = _run_original(run, subject, data, seed)
@@ -151,12 +149,6 @@ def _notes(
 def _listed(labels: Sequence[str]) -> str:
     more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
     return "; ".join(labels[:_SHOWN]) + more
-
-
-@contextmanager
-def _workplace() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="onnxlr-verify-") as name:
-        yield Path(name)
 
 
 def _run_original(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from math import inf, log10
 
-from onnxlr.errors import UsageError
+from onnxlr.errors import UsageError, expected_one_of
 from onnxlr.verification.comparison import METRICS, Comparison
 
 __all__ = ["DEFAULT_TOLERANCE", "Tolerance"]
@@ -95,8 +95,7 @@ def _parse_term(part: str, text: str) -> _Term:
         )
     metric = match["metric"]
     if metric not in METRICS:
-        near = get_close_matches(metric, METRICS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(METRICS)}"
+        hint = expected_one_of(METRICS, metric)
         raise UsageError(f"tolerance '{text}': unknown measure '{metric}'; {hint}")
     try:
         limit = float(match["limit"])

@@ -10,7 +10,7 @@ from scipy import linalg, optimize
 
 import onnxlr
 from onnxlr.methods import SvdOptions
-from onnxlr.methods.spectrum import Spectrum
+from onnxlr.methods.spectrum import Spectrum, energies
 from onnxlr.metrics import Weighing
 from onnxlr.numbers import encode
 from tests.onelayer import distance, truncated
@@ -379,3 +379,75 @@ def test_the_second_factor_makes_up_for_the_first_ones_rounding(kind, rounding):
 def _rest(x):
     size = x.shape[1]
     return np.sqrt(0.02 * np.trace(_second(x)) / size) * np.eye(size)
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    inputs=st.sampled_from([256, 300, 513]),
+    outputs=st.sampled_from([256, 270, 600]),
+    most=st.integers(1, 140),
+    seed=seeds,
+    dtype=st.sampled_from(["float32", "float64"]),
+)
+def test_a_few_singular_values_are_those_of_all(inputs, outputs, most, seed, dtype):
+    weight = _weight(seed, inputs, outputs, decay=0.02, dtype=dtype)
+    left, values, right = np.linalg.svd(weight.astype(np.float64), full_matrices=False)
+    spectrum = Spectrum.of(weight, [Weighing()], most)
+    few = min(inputs, outputs) // 2 >= most
+    assert spectrum.values.shape == ((most,) if few else values.shape)
+    assert spectrum.full_rank == min(inputs, outputs)
+    assert np.allclose(spectrum.values[:most], values[:most], atol=1e-9 * values[0])
+    factors = spectrum.factors(most)
+    exact = left[:, :most] * values[:most] @ right[:most]
+    assert distance(factors[0] @ factors[1], exact) < 1e-9
+    total = np.sum(values**2)
+    energies = np.cumsum(values**2) / total
+    assert np.allclose(spectrum.energies()[:most], energies[:most], atol=1e-12)
+    errors = [np.sqrt(np.sum(values[r:] ** 2) / total) for r in range(1, most + 1)]
+    assert np.allclose(spectrum.errors()[:most], errors, atol=1e-7)
+
+
+def test_a_few_singular_values_of_a_stack_in_a_metric():
+    weight = _weight(3, 2, 260, 256)
+    scales = np.linspace(0.5, 2, 260)
+    weighings = [Weighing.of(scales**2)] * 2
+    spectrum = Spectrum.of(weight, weighings, 7)
+    assert spectrum.values.shape == (2, 7)
+    approximations = spectrum.factors(7)[0] @ spectrum.factors(7)[1]
+    for matrix, found in zip(weight, approximations, strict=True):
+        exact = truncated(scales[:, None] * matrix, 7) / scales[:, None]
+        assert distance(found, exact) < 1e-9
+    squares = np.sum((scales[:, None] * weight) ** 2)
+    error = np.sqrt(np.sum((scales[:, None] * (weight - approximations)) ** 2) / squares)
+    assert spectrum.errors()[-1] == pytest.approx(error, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["zeros", "identity", "low rank"])
+def test_a_few_singular_values_of_degenerate_weights(kind):
+    """Eigenvalues that are all alike, or all 0, are the hard case of inverse iteration."""
+    size, most = 300, 100
+    weight = {
+        "zeros": np.zeros((size, size)),
+        "identity": np.eye(size),
+        "low rank": truncated(_weight(1, size, size), 10),
+    }[kind]
+    spectrum = Spectrum.of(weight, [Weighing()], most)
+    left, right = spectrum.factors(most)
+    assert np.allclose(spectrum.values, np.linalg.svd(weight, compute_uv=False)[:most], atol=1e-6)
+    if kind == "identity":
+        projection = left @ right
+        assert np.allclose(projection, projection.T)
+        assert np.allclose(projection @ projection, projection)
+        assert np.linalg.matrix_rank(projection) == most
+    else:
+        assert np.allclose(left @ right, weight, atol=1e-7)
+
+
+@settings(deadline=None, max_examples=60)
+@given(inputs=sizes, outputs=sizes, seed=seeds, batch=st.lists(st.integers(1, 3), max_size=1))
+def test_energies_alone_are_those_of_the_spectrum(inputs, outputs, seed, batch):
+    weight = _weight(seed, *batch, inputs, outputs)
+    squares = np.linalg.svd(weight, compute_uv=False) ** 2
+    squares = squares.reshape(-1, squares.shape[-1]).sum(axis=0)
+    assert np.allclose(energies(weight), np.cumsum(squares) / squares.sum(), atol=1e-9)
+    assert np.array_equal(energies(np.zeros((3, 2))), np.ones(2))

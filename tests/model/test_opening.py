@@ -265,10 +265,10 @@ def test_external_data_outside_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_layer_with_too_little_external_data(tmp_path: Path) -> None:
-    """The checker does not look; whoever reads the weight is told."""
+    """The checker does not look."""
     save_external(runnable_model(), tmp_path / "m.onnx")
     (tmp_path / "weights.bin").write_bytes(b"\x00" * 100)
-    with pytest.raises(onnxlr.ModelError, match=r"'fc': tensor 'fc\.W' \(float 32×24\) cannot be"):
+    with pytest.raises(onnxlr.ModelError, match=r"m.onnx: tensor '.*' \(.*\) cannot be read"):
         onnxlr.rewrite(tmp_path / "m.onnx", rank=2, isolate=False)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["m.onnx", "weights.bin"]
 

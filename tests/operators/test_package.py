@@ -122,12 +122,15 @@ def test_the_wheel_holds_the_package_and_the_library(wheel: Path, pure_wheel: Pa
     with zipfile.ZipFile(wheel) as archive, zipfile.ZipFile(pure_wheel) as pure:
         names, pure_names = archive.namelist(), pure.namelist()
         entry_points = next(n for n in names if n.endswith("entry_points.txt"))
-        assert "onnxlr=onnxlr.cli:main" in archive.read(entry_points).decode().replace(" ", "")
+        assert "onnxlr=onnxlr.__main__:main" in archive.read(entry_points).decode().replace(" ", "")
     libraries = [n for n in names if Path(n).suffix in (".so", ".dylib", ".dll")]
     assert [Path(n).stem.removeprefix("lib") for n in libraries] == ["onnxlr_ops"]
     assert sorted(set(names) - set(libraries)) == sorted(pure_names)
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "onnxlr").rglob("*.py")}
-    assert sources | {"onnxlr/py.typed"} == {n for n in pure_names if n.startswith("onnxlr/")}
+    page = {f"onnxlr/reporting/page/page.{kind}" for kind in ("css", "html.j2", "js")}
+    assert sources | page | {"onnxlr/py.typed"} == {
+        n for n in pure_names if n.startswith("onnxlr/")
+    }
 
 
 def test_the_wheel_by_itself(wheel: Path, tmp_path: Path) -> None:

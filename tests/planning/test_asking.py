@@ -10,7 +10,7 @@ import pytest
 from onnxlr.errors import UsageError
 from onnxlr.methods import SvdOptions
 from onnxlr.methods.offering import Offer
-from onnxlr.planning.asking import Aims, method_of, request_of
+from onnxlr.planning.asking import Aims, bytes_of, method_of, request_of
 from onnxlr.planning.auto.goal import Goal, Limit
 from onnxlr.planning.auto.request import AutoRequest
 from onnxlr.planning.request import Request
@@ -122,9 +122,7 @@ def test_what_is_for_one_method_is_refused_beside_auto(
         ("max_drop", "cosine=0.1"),
         ("max_size", 0.5),
         ("max_latency", 0.5),
-        ("cache", "c"),
         ("stock", False),
-        ("jobs", 1),
     ],
 )
 def test_what_is_for_auto_is_refused_beside_a_method(name: str, value: Any) -> None:
@@ -132,6 +130,60 @@ def test_what_is_for_auto_is_refused_beside_a_method(name: str, value: Any) -> N
         asked("svd", **{name: value})
     with pytest.raises(UsageError, match=rf"^'{name}' is for method auto \(as 'rank' is given"):
         asked(None, {"rank": 3}, **{name: value})
+
+
+def test_who_fits_is_asked_of_any_method(tmp_path: Path) -> None:
+    aims = {"cache": tmp_path / "c", "jobs": 2, "memory": "1.5G"}
+    assert asked("svd", **aims) == asked("svd")
+    workers = Aims(**aims).workers(isolate=True)
+    assert (workers.jobs, workers.memory) == (2, 3 << 29)
+    assert workers.store is not None
+    assert workers.store.folder == tmp_path / "c" / "fits"
+    found = asked("auto", **aims)
+    assert isinstance(found, AutoRequest)
+    assert (found.cache, found.memory) == (tmp_path / "c" / "measurements.sqlite", 3 << 29)
+
+
+def test_a_cache_may_be_a_file_of_measurements(tmp_path: Path) -> None:
+    (tmp_path / "there").touch()
+    for name in ("there", "new.sqlite", "new.db"):
+        found = asked("auto", cache=tmp_path / name)
+        assert isinstance(found, AutoRequest)
+        assert found.cache == tmp_path / name
+        with pytest.raises(UsageError, match=r"is a file of measurements.*give a folder"):
+            Aims(cache=tmp_path / name).workers(isolate=True)
+    (tmp_path / "folder.db").mkdir()
+    assert Aims(cache=tmp_path / "folder.db").workers(isolate=True).store is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1", 1),
+        (7, 7),
+        ("2k", 2048),
+        ("1.5M", 3 << 19),
+        ("4G", 1 << 32),
+        ("4GB", 1 << 32),
+        ("4GiB", 1 << 32),
+        (" 1 T ", 1 << 40),
+    ],
+)
+def test_sizes_are_numbers_of_bytes(text: str | int, size: int) -> None:
+    assert bytes_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "0G", "-1", -1, "G", "4X", "1e9", "4 G G", "٤G"])
+def test_what_is_no_size_is_refused(text: str | int) -> None:
+    with pytest.raises(UsageError, match="is no size, expected one such as 4G"):
+        bytes_of(text)
+    with pytest.raises(UsageError, match="is no size"):
+        asked("auto", memory=text)
+
+
+def test_fewer_jobs_than_one_are_refused() -> None:
+    with pytest.raises(UsageError, match="0 jobs were asked for"):
+        Aims(jobs=0).workers(isolate=True)
 
 
 @pytest.mark.parametrize("nothing", [(), []])

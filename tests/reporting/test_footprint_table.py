@@ -13,7 +13,7 @@ from rich.console import Console
 from onnxlr.delivery import RewriteResult
 from onnxlr.plan import Plan
 from onnxlr.reporting import print_rewrite, to_document
-from onnxlr.reporting.footprint import _size, _time
+from onnxlr.reporting.footprint import _size, time_of
 from onnxlr.runtime import Footprint, Footprints, Latency
 
 BEFORE = Footprint(90_400_000, 0.1234, 95_000_000, 190_400_000, Latency(2.5e-3, 1.0, 1.0, 1.0))
@@ -95,7 +95,7 @@ def test_json_has_all_of_it() -> None:
     [(0.9996, "1 s"), (0.9994, "999 ms"), (1234.5, "1234 s"), (9.994e-4, "999 µs"), (0.0, "0 µs")],
 )
 def test_times_have_three_digits(seconds: float, text: str) -> None:
-    assert _time(seconds) == text
+    assert time_of(seconds) == text
 
 
 @pytest.mark.parametrize(

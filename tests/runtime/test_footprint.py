@@ -13,7 +13,15 @@ import pytest
 from onnx import helper
 
 from onnxlr.errors import RuntimeFailureError
-from onnxlr.runtime import Latency, ModelFile, Race, footprint, measure_footprints, store_arrays
+from onnxlr.runtime import (
+    Latency,
+    ModelFile,
+    Race,
+    footprint,
+    measure_footprints,
+    memory,
+    store_arrays,
+)
 from onnxlr.runtime.footprint import MOST_FEEDS, Loading, load_and_run
 from tests.onelayer import Array, model_of
 
@@ -114,8 +122,8 @@ def test_memory_is_nobodys_own_in_a_shared_process(tmp_path: Path) -> None:
 
 
 def test_a_platform_that_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(footprint, "_STATUS", tmp_path / "no status")
-    monkeypatch.setattr(footprint, "_RESET", tmp_path / "no folder" / "clear_refs")
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "no status")
+    monkeypatch.setattr(memory, "_RESET", tmp_path / "no folder" / "clear_refs")
     store_arrays(tmp_path / "feed.npz", FEEDS[0])
     found = load_and_run(str(small(tmp_path).file), [str(tmp_path / "feed.npz")], True)
     assert (found["memory"], found["peak"]) == (None, None)
@@ -189,4 +197,4 @@ def test_without_inputs_only_loading_is_measured(tmp_path: Path) -> None:
 def test_a_peak_is_above_what_there_was(
     start: tuple[int, int | None], end: tuple[int, int | None], peak: int | None
 ) -> None:
-    assert footprint._Memory(*end).above(footprint._Memory(*start)) == peak
+    assert memory.Memory(*end).above(memory.Memory(*start)) == peak

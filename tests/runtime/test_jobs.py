@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -389,6 +389,44 @@ def test_as_many_tasks_as_jobs_run_at_a_time(place: str) -> None:
     done = [Path(place, f"{i}.done").stat().st_mtime_ns for i in range(3)]
     assert begun[1] >= done[0]
     assert begun[2] >= done[1]
+
+
+def test_threads_may_be_said(place: str) -> None:
+    ((_, answer),) = run_tasks([Step("a", [], place)], "m", 2, threads=3)
+    assert answer["threads"] == ["3"] * 3
+
+
+def test_tasks_wait_for_memory(place: str) -> None:
+    """Each waits for the one before it: side by side, the second would wait in vain."""
+    tasks = [Step("0", [], place), Step("1", ["0.done"], place), Step("2", ["1.done"], place)]
+    needs = {"0": 5, "1": 6, "2": 100}
+    done = run_tasks(tasks, "m", 3, memory=10, needs=lambda task: needs[task.name])
+    assert [number for number, _ in done] == [0, 1, 2]
+    begun = [Path(place, f"{i}.begun").stat().st_mtime_ns for i in range(3)]
+    ended = [Path(place, f"{i}.done").stat().st_mtime_ns for i in range(3)]
+    assert begun[1] >= ended[0]
+    assert begun[2] >= ended[1]
+
+
+def test_tasks_that_fit_into_memory_run_side_by_side(place: str) -> None:
+    """The first ends after the second has begun."""
+    tasks = [Step("a", ["b.begun"], place), Step("b", [], place)]
+    done = run_tasks(tasks, "m", 2, memory=10, needs=lambda _: 5)
+    assert sorted(number for number, _ in done) == [0, 1]
+
+
+def test_tasks_are_asked_for_when_there_is_room(place: str) -> None:
+    asked = []
+
+    def tasks() -> Iterator[Step]:
+        for name in "abc":
+            asked.append(name)
+            yield Step(name, [], place)
+
+    done = run_tasks(tasks(), "m", 1)
+    assert next(done)[0] == 0
+    assert asked == ["a"]
+    assert [number for number, _ in done] == [1, 2]
 
 
 @pytest.mark.parametrize(("jobs_at_a_time", "threads"), [(1, "8"), (3, "2"), (8, "1"), (20, "1")])

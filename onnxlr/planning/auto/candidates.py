@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxlr.evidence import Evidence, Knowledge
+from onnxlr.fits import Order, Wish, fit_side_by_side, usual_jobs
 from onnxlr.layers import Layer, read_weight
 from onnxlr.methods import METHODS, Fit
 from onnxlr.methods.offering import Occasion, Offer, Offering
 from onnxlr.model import Model
 from onnxlr.plan import Choice, Plan, Proposal
-from onnxlr.planning.auto.fits import Order, Wish, fit_side_by_side, usual_jobs
 from onnxlr.planning.auto.request import AutoRequest
 from onnxlr.planning.request import Request
 from onnxlr.planning.uniform import propose_fit, setting_of
@@ -155,7 +155,9 @@ class Workshop:
         ]
         orders = (self._order(wanted[number][0], share.values()) for number, share in shares)
         fits: list[dict[str, Fit | str]] = [{} for _ in wanted]
-        done = fit_side_by_side(orders, self.folder, self.model.name, jobs, isolate)
+        done = fit_side_by_side(
+            orders, self.folder, self.model.name, jobs, isolate, self.request.memory
+        )
         for count, (place, results) in enumerate(done, 1):
             number, share = shares[place]
             fits[number] |= dict(zip(share, results, strict=True))

@@ -35,6 +35,8 @@ class AutoRequest:
         Whether the result is compared with what ONNX Runtime's own tools make.
     jobs
         Layers that are fitted side by side, each in a process; one a processor if not given.
+    memory
+        Bytes that these processes may take together; no end of it if not given.
     """
 
     goal: Goal
@@ -45,6 +47,7 @@ class AutoRequest:
     cache: Path | None = None
     stock: bool = True
     jobs: int | None = None
+    memory: int | None = None
 
     def check(self) -> None:
         """Refuse what is unknown or contradicts itself; raises UsageError."""

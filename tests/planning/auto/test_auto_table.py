@@ -14,6 +14,7 @@ import pytest
 
 from onnxlr.calibration import Sources, gather
 from onnxlr.evidence import Evidence
+from onnxlr.fits import Order, Wish, fit_side_by_side, usual_jobs
 from onnxlr.layers import Layer, find_layers, layer_keys, read_weight
 from onnxlr.methods import METHODS, Recipe, Setting, SvdOptions
 from onnxlr.methods.offering import Offer
@@ -23,7 +24,6 @@ from onnxlr.planning.auto import candidates
 from onnxlr.planning.auto.cache import Cache
 from onnxlr.planning.auto.candidates import Workshop, offers_for
 from onnxlr.planning.auto.feeds import FeedFiles
-from onnxlr.planning.auto.fits import Order, Wish, fit_side_by_side, usual_jobs
 from onnxlr.planning.auto.goal import Goal, Limit
 from onnxlr.planning.auto.inputs import capture
 from onnxlr.planning.auto.measuring import Bench

@@ -1,0 +1,182 @@
+"""`onnxlr rewrite`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from onnxlr import pipeline
+from onnxlr.console import at_work, out, publish
+from onnxlr.errors import GoalNotMetError, OutputError, VerificationError
+from onnxlr.flags import (
+    ANYTHING,
+    AS_USUAL,
+    FLAT,
+    NOTHING,
+    Fitting,
+    Json,
+    Known,
+    MethodName,
+    Patterns,
+    Quiet,
+    Seed,
+    Switch,
+    Threads,
+    Wanted,
+    files_among,
+    given,
+    options_given,
+    with_method_flags,
+)
+from onnxlr.methods import METHODS
+from onnxlr.model.saving import check_output
+from onnxlr.planning.asking import AUTO, Aims, method_of
+from onnxlr.reporting import print_findings, print_rewrite, shown, to_document
+from onnxlr.reporting.page import Origin, check_report
+
+__all__ = ["rewrite"]
+
+
+@with_method_flags
+def rewrite(
+    model: Path,
+    *,
+    output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
+    plan: Path | None = None,
+    method: MethodName = None,
+    flags: Any = None,
+    layers: Patterns = (),
+    skip: Patterns = (),
+    wanted: Annotated[Wanted, FLAT] = ANYTHING,
+    fitting: Annotated[Fitting, FLAT] = AS_USUAL,
+    known: Annotated[Known, FLAT] = NOTHING,
+    tolerance: str | None = None,
+    data: str | None = None,
+    seed: Seed = 0,
+    require_change: Switch = False,
+    keep: Switch = False,
+    report: Path | None = None,
+    quiet: Quiet = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Rewrite a model, prove that its outputs agree with the original's, and save it.
+
+    Without a method, each layer becomes what measurements say is best for the goal. A single method
+    without a budget gives each layer the least rank whose relative error is at most 0.05.
+
+    For example:
+
+        onnxlr rewrite model.onnx --calibration train.npz --max-drop cosine=0.005
+        onnxlr rewrite model.onnx -o small.onnx --ratio 0.5 --data test.npz
+        onnxlr rewrite model.onnx --method quantize --format int8
+        onnxlr rewrite model.onnx --plan plan.json --quiet --report report.html
+
+    Parameters
+    ----------
+    model
+        The ONNX model; it is never modified.
+    output
+        File to write; MODEL.onnxlr.onnx beside the model if not given.
+    plan
+        A plan made by `onnxlr plan`, instead of --method and its options.
+    method
+        auto, or one of those that docs/methods.md describes.
+    layers
+        Shell pattern of layers to rewrite, as inspect names them; all if not given. Repeatable.
+    skip
+        Shell pattern of layers to leave alone. Repeatable.
+    tolerance
+        What outputs must hold, for instance "cosine>=0.99" (every float output) or
+        "logits:top1>=0.98,max_abs<=0.1"; cosine>=0.99 if not given, or what --max-drop says.
+    data
+        Inputs to compare on: .npz, .npy, a folder of them, or module:function; random if not given.
+    seed
+        Seed of methods and of random inputs.
+    require_change
+        Exit with 4 if no layer can be rewritten, instead of copying the model.
+    keep
+        Write the model even if verification fails (the exit code is still 1).
+    report
+        File to write the result to: .json (schema onnxlr.rewrite/1), or .html for a page to read,
+        which needs jinja2: pip install 'onnxlr[report]'.
+    as_json
+        Print that JSON instead of tables.
+    """
+    origin = Origin(model, options_given(rewrite, locals()))
+    _check_outputs(output, report, model, plan, data, known)
+    if not (as_json or quiet):
+        what = f"plan {plan}" if plan else _budget(method, flags, fitting, wanted, known)
+        held_to = f"; tolerance {tolerance}" if tolerance else ""
+        out.print(f"[dim]{shown(what + held_to)}[/]")
+    try:
+        with at_work(quiet, threads) as progress:
+            result = pipeline.rewrite(
+                model,
+                output,
+                plan=plan,
+                method=method,
+                layers=layers,
+                skip=skip,
+                **vars(wanted),
+                **vars(fitting),
+                **vars(known),
+                tolerance=tolerance,
+                data=data,
+                seed=seed,
+                require_change=require_change,
+                keep=keep,
+                progress=progress,
+                **given(flags),
+            )
+    except GoalNotMetError as error:
+        if error.result is not None:
+            publish(to_document("findings", error.result), report, as_json, origin)
+            if not as_json:
+                print_findings(out, error.result)
+        raise
+    except VerificationError as error:
+        publish(to_document("rewrite", error.result), report, as_json, origin)
+        if not as_json and error.result is not None:
+            print_rewrite(out, error.result)
+        raise
+    publish(to_document("rewrite", result), report, as_json, origin)
+    if not as_json:
+        print_rewrite(out, result)
+
+
+def _check_outputs(
+    output: Path | None,
+    report: Path | None,
+    model: Path,
+    plan: Path | None,
+    data: str | None,
+    known: Known,
+) -> None:
+    """Refuse to write over anything that is read, or to write two things to one place."""
+    read = (*files_among(data), *known.files)
+    for path in (output, report):
+        if path is not None:
+            check_output(path, model, plan, *read)
+    if report is not None:
+        written = output if output is not None else model.with_suffix(".onnxlr.onnx")
+        if report.resolve() == written.resolve():
+            raise OutputError(f"{report}: is both the report and the model to write")
+        check_report(report)
+
+
+def _budget(method: str | None, flags: Any, fitting: Fitting, wanted: Wanted, known: Known) -> str:
+    options = given(flags)
+    method = method_of(method, options, vars(fitting), known.importance is not None)
+    if method == AUTO:
+        return f"{AUTO}: {Aims(**vars(wanted)).parse().words}"
+    budget = [f"{name} {value}" for name, value in options.items()]
+    if not budget and method in METHODS:
+        usual = str(METHODS[method].options())
+        budget = [usual] if usual else []
+    if not budget:
+        return method
+    where = "for all layers together" if fitting.allocate == "global" else "per layer"
+    return f"{method}, {', '.join(budget)} {where}"
