@@ -110,12 +110,17 @@ def at_work(quiet: bool = False, threads: int | None = None) -> Iterator[Progres
             yield _Bars(bars).update
 
 
+_FIRST = "reading the model"
+"""What is done until something says what it does."""
+
+
 class _Bars:
     """The bars of a command, of which the one that moved last is seen."""
 
     def __init__(self, bars: Progress) -> None:
-        self._bars, self._tasks = bars, dict[str, TaskID]()
-        self._seen: str | None = None
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {_FIRST: bars.add_task(_FIRST, total=None)}
+        self._seen = _FIRST
 
     def update(self, task: str, done: int, total: int) -> None:
         """Show a task, as `Progress` says; one that is done and begins anew counts from there."""
@@ -124,7 +129,7 @@ class _Bars:
             self._tasks[name] = self._bars.add_task(escape(task), total=total)
         elif self._bars.tasks[self._tasks[name]].finished and done < total:
             self._bars.reset(self._tasks[name], total=total)
-        if name != self._seen and self._seen is not None:
+        if name != self._seen:
             self._bars.update(self._tasks[self._seen], visible=False)
         self._seen = name
         self._bars.update(

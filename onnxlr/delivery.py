@@ -157,7 +157,8 @@ class Delivery:
             result = self._built(folder, aside, before, conditions, require_change, keep)
         report = result.report
         if report is not None and not report.passed:
-            raise VerificationError(f"{self.output}: {_failure(report)}", report, result)
+            failure = _failure(report) + _where_it_held(report, self.making.findings)
+            raise VerificationError(f"{self.output}: {failure}", report, result)
         return result
 
     def _built(
@@ -442,3 +443,16 @@ def _failure(report: Report) -> str:
     worst = ", ".join(f"'{drift.layer}'" for drift in report.drifts[:3])
     more = f"; it drifts most at {worst}" if worst else ""
     return f"{report.failures[0]}{more}"
+
+
+def _where_it_held(report: Report, findings: Findings | None) -> str:
+    """Return what a plan lost on the inputs that it was chosen by, where it fails on others."""
+    chosen = [each for each in findings.contenders if each.chosen] if findings else []
+    failed = {check.proof for check in report.checks if check.failures}
+    if not chosen or failed != {"approximation"}:
+        return ""
+    lost = ", ".join(f"{measure} {drop:.3g}" for measure, drop in chosen[0].drops.items())
+    return (
+        f"; on held-out calibration data it lost {lost} only: calibrate on inputs like these, or "
+        "ask for less with --max-drop"
+    )

@@ -549,3 +549,14 @@ def test_measured_races_are_used(
     result = rewrite(model, output, goal="latency")
     assert all(choice.format != "int8" for choice in result.plan.layers.values())
     assert any(not choice.keeps for choice in result.plan.layers.values())
+
+
+def test_a_plan_that_holds_on_its_own_data_only(model: Path, output: Path) -> None:
+    """The message says what it lost where it was made, beside where it does not hold."""
+    with pytest.raises(onnxlr.VerificationError) as caught:
+        rewrite(model, output, goal="size", max_drop=["cosine=0.02"], tolerance="cosine>=0.999999")
+    message = str(caught.value)
+    assert "expected >=0.999999" in message
+    assert re.search(r"on held-out calibration data it lost cosine [\d.e-]+ only", message)
+    assert message.endswith("ask for less with --max-drop")
+    assert not output.exists()

@@ -148,8 +148,9 @@ def test_without_data_a_warning_says_what_is_left_out(run: Run, model: Path) -> 
         (["--method", "quantize", "--max-drop", "cosine=1"], ["'max_drop' is for method auto"]),
         (["--rank", "3", "--max-size", "0.5"], ["'max_size' is for method auto", "'rank'"]),
         (["--rank", "3", "--no-stock"], ["'stock' is for method auto"]),
-        (["--rank", "3", "--jobs", "2"], ["'jobs' is for method auto"]),
-        (["--rank", "3", "--cache", "c.sqlite"], ["'cache' is for method auto"]),
+        (["--rank", "3", "--jobs", "0"], ["0 jobs were asked for"]),
+        (["--rank", "3", "--memory", "much"], ["memory 'much' is no size", "4G"]),
+        (["--rank", "3", "--cache", "c.sqlite"], ["is a file of measurements", "give a folder"]),
     ],
 )
 @pytest.mark.parametrize("command", ["rewrite", "plan"])
