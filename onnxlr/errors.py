@@ -6,7 +6,7 @@ Every message is one sentence that names the file, the node, what was found and 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -153,5 +153,8 @@ def expected_one_of(known: Iterable[str], given: str) -> str:
         What was given.
     """
     names = list(known)
-    near = get_close_matches(given.lower(), names, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(names)}"
+    near = get_close_matches(given.lower(), names, n=2)
+    likeness = [SequenceMatcher(None, given.lower(), name).ratio() for name in near]
+    if near and likeness.count(likeness[0]) == 1:
+        return f"did you mean '{near[0]}'?"
+    return f"expected one of {', '.join(names)}"

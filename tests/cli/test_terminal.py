@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxlr import console
 from tests.classifier import classifier, samples
 from tests.cli.conftest import Run, contents
 
@@ -71,7 +72,8 @@ def test_tables_fit_and_cut_nothing(
     model = classifier() if names == "short" else long_names()
     onnx.save(model, "m.onnx")
     np.savez("c.npz", x=samples(64))
-    monkeypatch.setenv("COLUMNS", str(width))
+    # COLUMNS is heeded when a process begins.
+    monkeypatch.setattr(console.out, "width", width)
     ended = run(*arguments)
     lines = ended.out.splitlines()
     assert max(map(len, lines)) <= width
