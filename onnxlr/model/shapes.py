@@ -48,6 +48,18 @@ def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     return dim.dim_param or None
 
 
+_WINDOWED = (
+    "Conv",
+    "ConvTranspose",
+    "MaxPool",
+    "AveragePool",
+    "LpPool",
+    "ConvInteger",
+    "QLinearConv",
+)
+_LEAST_RANK = 3
+
+
 def infer_types(model: onnx.ModelProto) -> Mapping[str, TensorType]:
     """Return the types of the main graph's tensors by name.
 
@@ -57,7 +69,7 @@ def infer_types(model: onnx.ModelProto) -> Mapping[str, TensorType]:
     """
     bare = _without_weights(model)
     growth = Growth(bare)
-    if growth.allows_shapes:
+    if growth.allows_shapes and not _convolves_rows(bare):
         try:
             bare = shape_inference.infer_shapes(bare, data_prop=growth.allows_values)
         except (shape_inference.InferenceError, RuntimeError, ValueError):
@@ -67,6 +79,20 @@ def infer_types(model: onnx.ModelProto) -> Mapping[str, TensorType]:
     for tensor in model.graph.initializer:
         types[tensor.name] = TensorType(tensor.data_type, tuple(tensor.dims))
     return {name: known for name, known in types.items() if known is not None}
+
+
+def _convolves_rows(bare: onnx.ModelProto) -> bool:
+    """Return whether a convolution's data is stated to have no axes that a window moves along.
+
+    ONNX Runtime refuses such a model; shape inference of onnx 1.19 ends the process.
+    """
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*bare.graph.input, *bare.graph.value_info)
+        if value.type.tensor_type.HasField("shape")
+    }
+    windowed = (node for node in bare.graph.node if node.op_type in _WINDOWED and node.input)
+    return any(ranks.get(node.input[0], _LEAST_RANK) < _LEAST_RANK for node in windowed)
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
