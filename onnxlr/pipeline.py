@@ -19,8 +19,10 @@ from onnxlr.calibration import (
     signature,
 )
 from onnxlr.calibration import observe as observe_layers
+from onnxlr.checking import verify_files
+from onnxlr.conditions import Conditions
 from onnxlr.decomposition import decompose
-from onnxlr.delivery import Conditions, Delivery, RewriteResult, verify_files
+from onnxlr.delivery import Delivery, RewriteResult
 from onnxlr.errors import UsageError
 from onnxlr.fits import Workers
 from onnxlr.inspection import Inspection, inspect_layers

@@ -38,7 +38,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import onnxlr  # noqa: E402  # the folder above must be known
-from onnxlr.delivery import Conditions, Delivery, RewriteResult  # noqa: E402
+from onnxlr.conditions import Conditions  # noqa: E402
+from onnxlr.delivery import Delivery, RewriteResult  # noqa: E402
 from onnxlr.evidence import UNKNOWN  # noqa: E402
 from onnxlr.layers import find_layers  # noqa: E402
 from onnxlr.methods import TernarySvdOptions  # noqa: E402

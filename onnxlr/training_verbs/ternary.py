@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxlr.calibration import DataSource
-from onnxlr.delivery import Conditions, Delivery, RewriteResult
+from onnxlr.conditions import Conditions
+from onnxlr.delivery import Delivery, RewriteResult
 from onnxlr.methods import options_for
 from onnxlr.pipeline import ModelSource
 from onnxlr.planning import Request, Selection

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxlr.calibration import DataSource
-from onnxlr.delivery import check_interface
+from onnxlr.checking import check_interface
 from onnxlr.pipeline import ModelSource
 from onnxlr.progress import Progress, silent
 from onnxlr.training_verbs.sources import opened, read_from

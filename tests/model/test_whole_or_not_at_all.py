@@ -55,7 +55,7 @@ def places(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("error", [ValueError("a defect"), KeyboardInterrupt(), MemoryError()])
-@pytest.mark.parametrize("step", ["write_model", "_prove"])
+@pytest.mark.parametrize("step", ["write_model", "prove_rewriting"])
 def test_a_failure_leaves_everything_as_it_was(
     places: tuple[Path, Path], step: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
