@@ -22,10 +22,9 @@ from onnxlr.calibration import (
     signature,
 )
 from onnxlr.errors import DataError, ModelError, UsageError
-from onnxlr.model import Model
+from onnxlr.model import Model, ModelSource, open_source
 from onnxlr.model.saving import copy_model
 from onnxlr.operators.schema import DOMAIN
-from onnxlr.pipeline import ModelSource, open_source
 from onnxlr.progress import Progress, silent
 from onnxlr.runtime import (
     MOST_FEEDS,

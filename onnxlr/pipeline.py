@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from onnxlr.calibration import (
     HOLDOUT,
     DataSource,
@@ -27,7 +25,7 @@ from onnxlr.errors import UsageError
 from onnxlr.fits import Workers
 from onnxlr.inspection import Inspection, inspect_layers
 from onnxlr.layers import find_layers
-from onnxlr.model import Model, open_model
+from onnxlr.model import Model, ModelSource, open_anew, open_source
 from onnxlr.model.saving import check_output
 from onnxlr.plan import Plan
 from onnxlr.planning import AutoRequest, Request, Selection, make_plan, take_plan
@@ -37,20 +35,14 @@ from onnxlr.statistics import Statistics
 from onnxlr.verification import DEFAULT_TOLERANCE, Report, Tolerance
 
 __all__ = [
-    "ModelSource",
     "RewriteResult",
     "decompose",
     "inspect",
     "observe",
-    "open_anew",
-    "open_source",
     "plan",
     "rewrite",
     "verify",
 ]
-
-ModelSource = str | Path | bytes | onnx.ModelProto | Model
-"""A path, the bytes of a model file, a proto, or an opened model."""
 
 
 def inspect(model: ModelSource, *, progress: Progress = silent) -> Inspection:
@@ -430,20 +422,6 @@ def _tolerance(text: str | None, request: Request | AutoRequest | None) -> Toler
         if isinstance(request, AutoRequest):
             text = request.goal.tolerance
     return Tolerance.parse(text)
-
-
-def open_source(model: ModelSource) -> Model:
-    """Open a model for changing: what the caller holds stays as it is."""
-    return open_anew(model) if isinstance(model, Model) else open_model(model)
-
-
-def open_anew(model: ModelSource) -> Model:
-    """Open a model once more, unchecked."""
-    if not isinstance(model, Model):
-        return open_model(model, check=False)
-    copy = open_model(model.proto, check=False)
-    copy.path, copy.content = model.path, model.content
-    return copy
 
 
 def _output(source: Model, output: str | Path | None, plan: Plan | str | Path | None) -> Path:

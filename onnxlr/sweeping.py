@@ -10,9 +10,8 @@ from pathlib import Path
 
 from onnxlr.calibration import HOLDOUT, DataSource, Sources, check_files, signature
 from onnxlr.errors import OutputError
-from onnxlr.model import Model
+from onnxlr.model import Model, ModelSource, open_anew, open_source
 from onnxlr.model.saving import check_output, write_text
-from onnxlr.pipeline import ModelSource, open_anew, open_source
 from onnxlr.planning import (
     AutoRequest,
     Goal,

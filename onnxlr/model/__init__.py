@@ -2,6 +2,15 @@
 
 from onnxlr.model.model import Model
 from onnxlr.model.opening import open_model
+from onnxlr.model.sources import ModelSource, open_anew, open_source
 from onnxlr.model.splicing import Splice, splice
 
-__all__ = ["Model", "Splice", "open_model", "splice"]
+__all__ = [
+    "Model",
+    "ModelSource",
+    "Splice",
+    "open_anew",
+    "open_model",
+    "open_source",
+    "splice",
+]

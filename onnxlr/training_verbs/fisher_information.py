@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxlr.calibration import DataSource
-from onnxlr.pipeline import ModelSource
+from onnxlr.model import ModelSource
 from onnxlr.planning import Selection
 from onnxlr.progress import Progress, silent
 from onnxlr.training_verbs.sources import opened, read_from

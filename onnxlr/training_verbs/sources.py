@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 from onnxlr.calibration import DataSource
-from onnxlr.model import Model, open_model
-from onnxlr.pipeline import ModelSource
+from onnxlr.model import Model, ModelSource, open_model
 
 __all__ = ["opened", "read_from"]
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from onnxlr.calibration import DataSource, signature
 from onnxlr.errors import OnnxlrWarning
-from onnxlr.model import open_model
+from onnxlr.model import ModelSource, open_model
 from onnxlr.model.saving import staging
-from onnxlr.pipeline import ModelSource, rewrite
+from onnxlr.pipeline import rewrite
 from onnxlr.planning import Selection
 from onnxlr.progress import Progress, silent
 from onnxlr.training_verbs.sources import opened, read_from

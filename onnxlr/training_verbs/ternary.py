@@ -11,7 +11,7 @@ from onnxlr.calibration import DataSource
 from onnxlr.conditions import Conditions
 from onnxlr.delivery import Delivery, RewriteResult
 from onnxlr.methods import options_for
-from onnxlr.pipeline import ModelSource
+from onnxlr.model import ModelSource
 from onnxlr.planning import Request, Selection
 from onnxlr.progress import Progress, silent
 from onnxlr.training_verbs.sources import opened, read_from

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxlr.calibration import DataSource
 from onnxlr.checking import check_interface
-from onnxlr.pipeline import ModelSource
+from onnxlr.model import ModelSource
 from onnxlr.progress import Progress, silent
 from onnxlr.training_verbs.sources import opened, read_from
 from onnxlr.verification import DEFAULT_TOLERANCE, Tolerance
