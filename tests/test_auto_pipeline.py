@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,27 @@ def test_a_function_of_the_users_limits_the_loss(
     assert {name for name, choice in result.plan.layers.items() if not choice.keeps}
     wanted = rewrite(model, output, max_drop="my_scores:score=0.8")
     assert not wanted.plan.layers["second"].keeps
+
+
+def test_a_function_that_was_changed_is_measured_anew(
+    model: Path, output: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """At first it minds nothing, then it wants layer `second` as it is."""
+    file, cache = tmp_path / "changing_scores.py", tmp_path / "c.sqlite"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # both are of one second, maybe
+    plans = []
+    for kept in ("True", "'w2' in names"):
+        file.write_text(
+            "import onnx\n"
+            "def score(path):\n"
+            "    names = {t.name for t in onnx.load(path).graph.initializer}\n"
+            f"    return float({kept})\n"
+        )
+        sys.modules.pop("changing_scores", None)
+        plans.append(rewrite(model, output, max_drop="changing_scores:score=0.5", cache=cache).plan)
+    assert not plans[0].layers["second"].keeps
+    assert plans[1].layers["second"].keeps
 
 
 def test_a_function_that_is_not_there_is_refused_before_the_work(

@@ -19,6 +19,7 @@ from onnxlr.planning.auto.decision import Choices
 from onnxlr.planning.auto.feeds import FeedFiles
 from onnxlr.planning.auto.goal import Goal
 from onnxlr.planning.auto.reasons import chosen_because, kept_because, rejected
+from onnxlr.planning.auto.scores import content_of
 from onnxlr.progress import Progress
 
 __all__ = ["Prepared"]
@@ -87,7 +88,7 @@ class Prepared:
             self.feeds.fitted,
             self.folder / "stock",
             self.cache,
-            key_of(self.key, [limit.measure for limit in goal.measured]),
+            key_of(self.key, [content_of(limit) for limit in goal.measured]),
             self.progress,
         )
 

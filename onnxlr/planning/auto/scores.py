@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,9 +21,30 @@ from onnxlr.runtime import LEVELS, Job, run_job
 from onnxlr.verification.comparison import Comparison
 from onnxlr.verification.runs import Runs
 
-__all__ = ["Scores"]
+__all__ = ["Scores", "content_of"]
 
 _LEVEL = LEVELS[0]
+
+
+def content_of(limit: Limit) -> str:
+    """Return what the values of a measure are known by.
+
+    A function of the user's changes with the file that it is written in; what it takes from other
+    files is not seen.
+
+    Raises
+    ------
+    DataError
+        If the function cannot be found.
+    """
+    if not limit.is_function:
+        return limit.measure
+    function = load_function(limit.measure)
+    try:
+        code = Path(inspect.getfile(inspect.unwrap(function))).read_bytes()
+    except (TypeError, OSError):  # built in, an object that can be called, or made on the fly
+        return limit.measure
+    return f"{limit.measure} {hashlib.sha256(code).hexdigest()}"
 
 
 class Scores:
