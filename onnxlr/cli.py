@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from onnxlr import pipeline
 from onnxlr.bench_command import bench
@@ -33,6 +33,7 @@ from onnxlr.flags import (
     given,
     with_method_flags,
 )
+from onnxlr.misuse import misused
 from onnxlr.model.saving import check_output, write_text
 from onnxlr.reporting import (
     print_inspection,
@@ -70,7 +71,7 @@ app = App(
 
 
 @app.command
-def inspect(model: Path, *, quiet: Quiet = False, as_json: Json = False) -> None:
+def inspect(model: Path, /, *, quiet: Quiet = False, as_json: Json = False) -> None:
     """List a model's linear layers, their ranks, and why some are left alone.
 
     For example:
@@ -96,6 +97,7 @@ def inspect(model: Path, *, quiet: Quiet = False, as_json: Json = False) -> None
 @app.command
 def observe(
     model: Path,
+    /,
     *,
     calibration: str,
     output: Annotated[Path, Parameter(["--output", "-o"])],
@@ -144,6 +146,7 @@ def observe(
 @with_method_flags
 def plan(
     model: Path,
+    /,
     *,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
     method: MethodName = None,
@@ -212,6 +215,7 @@ def plan(
 def verify(
     original: Path,
     rewritten: Path,
+    /,
     *,
     data: str | None = None,
     tolerance: str = DEFAULT_TOLERANCE,
@@ -289,7 +293,7 @@ def ops(*, quiet: Quiet = False, as_json: Json = False) -> None:
 
 
 @app.command
-def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
+def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     """Print a script that lets a shell complete commands and options.
 
     For example:
@@ -321,6 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         app(tokens, exit_on_error=False, print_error=False)
         code = ExitCode.DONE
+    except CycloptsError as error:
+        code = explain(misused(error, app), "--json" in tokens)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (no traceback meets a user)
         code = explain(error, "--json" in tokens)
     sys.exit(code)

@@ -15,7 +15,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from cyclopts import CycloptsError
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -191,8 +190,6 @@ def explain(error: BaseException, as_json: bool) -> ExitCode:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if isinstance(error, OnnxlrError):
         kind, message, code = type(error).__name__, str(error), error.exit_code
-    elif isinstance(error, CycloptsError):
-        kind, message, code = "UsageError", str(error), ExitCode.USAGE
     elif isinstance(error, KeyboardInterrupt):
         kind, code = "Interrupted", ExitCode.INTERRUPTED
         message = "interrupted; no file was left half written"

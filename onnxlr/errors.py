@@ -5,6 +5,7 @@ Every message is one sentence that names the file, the node, what was found and 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
 from enum import IntEnum
@@ -28,10 +29,12 @@ __all__ = [
     "OutputError",
     "PlanError",
     "RuntimeFailureError",
+    "ScratchError",
     "TrainingError",
     "UsageError",
     "VerificationError",
     "expected_one_of",
+    "nearest",
 ]
 
 
@@ -81,6 +84,27 @@ class PlanError(UsageError):
 
 class OutputError(UsageError):
     """An output path that cannot be written, or that is the input."""
+
+
+class ScratchError(OutputError):
+    """Temporary files that cannot be written, as where their disk is full.
+
+    Attributes
+    ----------
+    reason
+        What the system says.
+    """
+
+    def __init__(self, reason: str) -> None:
+        try:
+            folder = tempfile.gettempdir()
+        except OSError:
+            folder = "the system's folder for them"
+        super().__init__(
+            f"{folder}: temporary files cannot be written there ({reason}); make room, or let "
+            "TMPDIR name a folder that has some"
+        )
+        self.reason = reason
 
 
 class ModelError(OnnxlrError):
@@ -153,8 +177,12 @@ def expected_one_of(known: Iterable[str], given: str) -> str:
         What was given.
     """
     names = list(known)
-    near = get_close_matches(given.lower(), names, n=2)
+    near = nearest(names, given)
+    return f"expected one of {', '.join(names)}" if near is None else f"did you mean '{near}'?"
+
+
+def nearest(known: Iterable[str], given: str) -> str | None:
+    """Return the name that was probably meant; None where none is near, or several are as near."""
+    near = get_close_matches(given.lower(), list(known), n=2)
     likeness = [SequenceMatcher(None, given.lower(), name).ratio() for name in near]
-    if near and likeness.count(likeness[0]) == 1:
-        return f"did you mean '{near[0]}'?"
-    return f"expected one of {', '.join(names)}"
+    return near[0] if near and likeness.count(likeness[0]) == 1 else None

@@ -42,6 +42,7 @@ __all__ = ["rewrite"]
 @with_method_flags
 def rewrite(
     model: Path,
+    /,
     *,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
     plan: Path | None = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from cyclopts import Parameter
 from onnxlr import sweeping
 from onnxlr.calibration import HOLDOUT
 from onnxlr.console import at_work, out, print_json
+from onnxlr.errors import UsageError
 from onnxlr.flags import WHOLE, Json, Patterns, Quiet, Seed, Threads, files_among
 from onnxlr.reporting import shown, to_document
 from onnxlr.reporting.sweep import print_sweep, summarise_sweep
@@ -21,11 +21,12 @@ __all__ = ["sweep"]
 
 def sweep(
     model: Path,
+    /,
     *,
     calibration: str,
     goal: str = "size",
     measure: str = "cosine",
-    budgets: Annotated[Sequence[float], Parameter(negative=(), consume_multiple=True)] = (),
+    budgets: Annotated[list[float] | None, Parameter(negative=(), consume_multiple=True)] = None,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
     plot: Path | None = None,
     target: str = "onnx",
@@ -99,6 +100,8 @@ def sweep(
     as_json
         Print JSON (schema onnxlr.sweep/1) instead of tables.
     """
+    if budgets == []:
+        raise UsageError("--budgets needs a number or more, such as --budgets 0.01 0.05")
     if plot is not None:
         check_plot(plot, model, *files_among(calibration, holdout, statistics, cache))
     with at_work(quiet, threads) as progress:
@@ -107,7 +110,7 @@ def sweep(
             calibration=calibration,
             goal=goal,
             measure=measure,
-            budgets=budgets,
+            budgets=budgets or (),
             target=target,
             layers=layers,
             skip=skip,

@@ -18,6 +18,7 @@ __all__ = ["fisher"]
 
 def fisher(
     model: Path,
+    /,
     *,
     calibration: str,
     output: Annotated[Path, Parameter(["--output", "-o"])],

@@ -20,6 +20,7 @@ __all__ = ["train_svd"]
 
 def train_svd(
     model: Path,
+    /,
     *,
     data: str,
     loss: str,

@@ -31,6 +31,7 @@ __all__ = ["train_ternary"]
 @with_method_flags
 def train_ternary(
     model: Path,
+    /,
     *,
     data: str,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,

@@ -26,6 +26,7 @@ __all__ = ["tune"]
 def tune(
     original: Path,
     rewritten: Path,
+    /,
     *,
     data: str,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,

@@ -539,10 +539,10 @@ def test_arguments_that_cannot_be_followed(
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["rewrit", "m.onnx"], '"rewrite"'),
+        (["rewrit", "m.onnx"], "'rewrite'"),
         (["bogus"], "bogus"),
-        (["rewrite"], "--model"),
-        (["verify", "m.onnx"], "--rewritten"),
+        (["rewrite"], "MODEL"),
+        (["verify", "m.onnx"], "REWRITTEN"),
         (["rewrite", "m.onnx", "--seed", "-1"], "seed -1"),
         (["verify", "m.onnx", "m.onnx", "--seed", "-1"], "seed -1"),
     ],

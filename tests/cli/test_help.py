@@ -77,7 +77,7 @@ def test_exit_codes_are_told(run: Run, page: str) -> None:
 
 def test_what_was_probably_meant(run: Run, model: Path) -> None:
     for arguments, meant in (
-        (["rewrit", model], '"rewrite"'),
+        (["rewrit", model], "'rewrite'"),
         (["rewrite", model, "--tolerence", "1"], "--tolerance"),
         (["rewrite", model, "--method", "svdd"], "'svd'"),
         (["rewrite", model, "--method", "Tuckr"], "'tucker'"),
