@@ -41,7 +41,7 @@ def convolutions(draw: st.DrawFn) -> tuple[Array, Array, dict[str, Any]]:
     sizes = [draw(st.integers(5, 7)) for _ in range(axes)]
     if padding.startswith("SAME"):
         # Where strides leave out the last entries, padding would be negative: versions of ONNX
-        # Runtime differ in whether it then is (1.18: 6 entries in strides of 3 begin at the second).
+        # Runtime differ in whether it is (1.18: 6 entries in strides of 3 begin at the second).
         strides = attributes.get("strides", [1] * axes)
         ends = [-(-n // s) * s - s + k for n, s, k in zip(sizes, strides, kernel, strict=True)]
         assume(all(end >= n for end, n in zip(ends, sizes, strict=True)))
