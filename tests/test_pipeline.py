@@ -107,10 +107,17 @@ def test_a_model_whose_path_is_not_utf8(tmp_path: Path) -> None:
     assert onnxlr.inspect(path).layers
 
 
-@pytest.mark.parametrize("ratio", [1e300, 2.0])
-def test_a_ratio_beyond_the_full_rank_is_the_full_rank(ratio: float) -> None:
-    chain = onnxlr.decompose(np.eye(8, 6), ratio=ratio)
+@pytest.mark.parametrize("budget", [{"bits": 64}, {"rank": 100}], ids=str)
+def test_a_budget_beyond_the_full_rank_is_the_full_rank(budget: dict[str, int]) -> None:
+    chain = onnxlr.decompose(np.eye(8, 6, dtype=np.float32), **budget)
     assert chain.stages[0].shape == (8, 6)
+
+
+@pytest.mark.parametrize("ratio", [1e300, 1.0001])
+@pytest.mark.parametrize("method", ["svd", "tucker", "kronecker"])
+def test_a_ratio_above_one_is_a_mistake(method: str, ratio: float) -> None:
+    with pytest.raises(UsageError, match="expected above 0 and at most 1"):
+        onnxlr.decompose(np.eye(8, 6), method, ratio=ratio)
 
 
 def recombined(model: Path, **arguments: Any) -> onnxlr.RewriteResult:

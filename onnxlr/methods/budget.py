@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import ClassVar
 
 from onnxlr.errors import UsageError
 
-__all__ = ["DEFAULT_MAX_ERROR", "Budget", "RankBudget"]
+__all__ = ["DEFAULT_MAX_ERROR", "MOST_BITS", "Budget", "RankBudget", "check_size"]
 
 DEFAULT_MAX_ERROR = 0.05
 """Relative error allowed for each layer where nothing else is asked."""
+
+MOST_BITS = 64
+"""Of an entry of any weight."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,10 @@ class Budget:
     Attributes
     ----------
     ratio
-        Parameters of the factors as a fraction of the weight's, 0 < ratio; of ternary_svd trits for
-        each entry of the weight.
+        Parameters of the factors as a fraction of the weight's, 0 < ratio ≤ 1; of ternary_svd trits
+        for each entry of the weight, which may be more.
     bits
-        Stored bits for each entry of the original weight, scales included.
+        Stored bits for each entry of the original weight, scales included, 0 < bits ≤ 64.
     energy
         Share of the squared singular values to keep, 0 < energy ≤ 1.
     max_error
@@ -39,14 +43,17 @@ class Budget:
     budgets: ClassVar[tuple[str, ...]] = ("ratio", "bits", "energy", "max_error")
     """Names of the fields of which one may be given, those of subclasses as well."""
 
+    most: ClassVar[Mapping[str, float]] = {"ratio": 1.0, "bits": MOST_BITS}
+    """What budgets of a size may be at most: no weight takes more as it is."""
+
     def __post_init__(self) -> None:
         given = [name for name in self.budgets if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} are both given, expected one budget")
         for name in ("ratio", "bits"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < inf:
-                raise UsageError(f"{name} {value} is not a finite number above 0")
+            if value is not None:
+                check_size(name, value, self.most[name])
         if self.energy is not None and not 0 < self.energy <= 1:
             raise UsageError(f"energy {self.energy} is not above 0 and at most 1")
         if self.max_error is not None and not 0 <= self.max_error < 1:
@@ -96,3 +103,20 @@ class RankBudget(Budget):
             several = isinstance(self.rank, str) and "x" in self.rank
             hint = ": several ranks are for tensor decompositions" if several else ""
             raise UsageError(f"rank {self.rank} is not a whole number of at least 1{hint}")
+
+
+def check_size(name: str, value: float, most: float) -> None:
+    """Refuse a budget of a size that is none, or larger than what a weight takes as it is.
+
+    Raises
+    ------
+    UsageError
+        Naming the budget.
+    """
+    if not 0 < value < inf:
+        raise UsageError(f"{name} {value} is not a finite number above 0")
+    if value > most:
+        raise UsageError(
+            f"{name} {value:g} is more than weights take as they are, expected above 0 and at most "
+            f"{most:g}"
+        )

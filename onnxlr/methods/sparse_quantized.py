@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from onnxlr.errors import UsageError
 from onnxlr.methods.atoms import BIT, Asked, Fitted, Form, Sizes, Weight, candidates, search
+from onnxlr.methods.budget import MOST_BITS, check_size
 from onnxlr.methods.method import Options, Setting
 from onnxlr.methods.offering import Occasion, Offer
 from onnxlr.metrics import relative_error
@@ -88,8 +88,8 @@ class SparseQuantizedOptions:
         given = [name for name in budgets if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} are both given, expected one budget")
-        if self.bits is not None and not 0 < self.bits < inf:
-            raise UsageError(f"bits {self.bits} is not a finite number above 0")
+        if self.bits is not None:
+            check_size("bits", self.bits, MOST_BITS)
         if self.max_error is not None and not 0 <= self.max_error < 1:
             raise UsageError(f"max_error {self.max_error} is not at least 0 and below 1")
         for name in ("atoms", "tile", "nonzeros"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, sqrt
 from typing import Any, ClassVar
@@ -75,6 +75,7 @@ class TernarySvdOptions(RankBudget):
     sweeps: int | None = None
 
     budgets: ClassVar[tuple[str, ...]] = (*RankBudget.budgets, "tolerance_spectral")
+    most: ClassVar[Mapping[str, float]] = {**RankBudget.most, "ratio": inf}
 
     def __post_init__(self) -> None:
         super().__post_init__()
