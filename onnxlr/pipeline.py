@@ -163,9 +163,10 @@ def plan(
         If the model cannot be handled.
     """
     arguments = dict(locals())
-    opened = open_source(model)
     request = _request(arguments)
-    sources = Sources(calibration, holdout, mask, statistics, importance)
+    sources = _sources(arguments)
+    opened = open_source(model)
+    sources.check_files(opened)
     workers = _workers(arguments, request)
     reopen = partial(open_anew, model)
     making = make_plan(opened, request, sources, reopen, isolate, progress, workers)
@@ -324,24 +325,17 @@ def rewrite(
         If the model cannot be handled.
     """
     arguments = dict(locals())
+    # What needs no model is looked at first, then what needs no more of it than its signature.
+    request, sources = _request(arguments), _sources(arguments)
+    given = None if plan is None else _plan(plan, request)
+    held_to = _tolerance(tolerance, None if plan is not None else request)
     source = open_source(model)
     file = _output(source, output, plan)
+    held_to.check_outputs([value.name for value in source.proto.graph.output])
     check_files(data, signature(source))
-    request = _request(arguments)
-    outputs = [value.name for value in source.proto.graph.output]
-    held_to = _tolerance(tolerance, None if plan is not None else request)
-    held_to.check_outputs(outputs)
-    sources = Sources(calibration, holdout, mask, statistics, importance)
+    sources.check_files(source)
     reopen, workers = partial(open_anew, model), _workers(arguments, request)
-    if plan is not None:
-        given = plan if isinstance(plan, Plan) else Plan.read(Path(plan))
-        if isinstance(request, AutoRequest):  # who fits, and what is kept, is no plan's matter
-            request = replace(request, cache=None, jobs=None, memory=None)
-        if request not in (Request(seed=seed), AutoRequest(Aims().parse(), seed=seed)):
-            raise UsageError(
-                "a plan says what to do: give either a plan, or a method with its options, layers, "
-                "format, metric, activations and target"
-            )
+    if given is not None:
         making = take_plan(source, given, sources, reopen, isolate, progress, workers)
     else:
         making = make_plan(source, request, sources, reopen, isolate, progress, workers)
@@ -386,11 +380,13 @@ def verify(
     ModelError
         If one of the models cannot be handled, or their inputs and outputs are not the same.
     """
-    sources = Sources(calibration, holdout, mask, statistics, importance)
+    arguments = dict(locals())
+    sources, held_to = _sources(arguments), Tolerance.parse(tolerance)
     opened = open_source(original)
+    sources.check_files(opened)
     if data is None and sources.calibration is not None:
         data = sources.held_out(opened)
-    conditions = Conditions(Tolerance.parse(tolerance), data, seed, isolate, progress)
+    conditions = Conditions(held_to, data, seed, isolate, progress)
     return verify_files(opened, partial(open_anew, original), Path(rewritten), sources, conditions)
 
 
@@ -401,7 +397,29 @@ def _request(arguments: Mapping[str, Any]) -> Request | AutoRequest:
     fitting["selection"] = Selection(arguments["layers"], arguments["skip"])
     importance = arguments["importance"] is not None
     options = arguments["options"]
-    return request_of(arguments["method"], options, fitting, _aims(arguments), importance)
+    found = request_of(arguments["method"], options, fitting, _aims(arguments), importance)
+    found.check()
+    return found
+
+
+def _sources(arguments: Mapping[str, Any]) -> Sources:
+    """Return where the arguments of a verb say that knowledge comes from."""
+    found = Sources(**{field.name: arguments[field.name] for field in fields(Sources)})
+    found.check()
+    return found
+
+
+def _plan(plan: Plan | str | Path, request: Request | AutoRequest) -> Plan:
+    """Return a plan that is to be followed; refuse what else is asked beside it."""
+    if isinstance(request, AutoRequest):  # who fits, and what is kept, is no plan's matter
+        request = replace(request, cache=None, jobs=None, memory=None)
+    seed = request.seed
+    if request not in (Request(seed=seed), AutoRequest(Aims().parse(), seed=seed)):
+        raise UsageError(
+            "a plan says what to do: give either a plan, or a method with its options, layers, "
+            "format, metric, activations and target"
+        )
+    return plan if isinstance(plan, Plan) else Plan.read(Path(plan))
 
 
 def _aims(arguments: Mapping[str, Any]) -> Aims:

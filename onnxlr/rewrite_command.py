@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from onnxlr import pipeline
 from onnxlr.console import at_work, out, publish
-from onnxlr.errors import GoalNotMetError, OutputError, VerificationError
+from onnxlr.errors import OutputError, VerificationError
 from onnxlr.flags import (
     ANYTHING,
     AS_USUAL,
@@ -108,10 +108,9 @@ def rewrite(
     """
     origin = Origin(model, options_given(rewrite, locals()))
     _check_outputs(output, report, model, plan, data, known)
-    if not (as_json or quiet):
-        what = f"plan {plan}" if plan else _budget(method, flags, fitting, wanted, known)
-        held_to = f"; tolerance {tolerance}" if tolerance else ""
-        out.print(f"[dim]{shown(what + held_to)}[/]")
+    asked = f"plan {plan}" if plan else _budget(method, flags, fitting, wanted, known)
+    held_to = f"; tolerance {tolerance}" if tolerance else ""
+    heading = f"[dim]{shown(asked + held_to)}[/]"
     try:
         with at_work(quiet, threads) as progress:
             result = pipeline.rewrite(
@@ -132,20 +131,20 @@ def rewrite(
                 progress=progress,
                 **given(flags),
             )
-    except GoalNotMetError as error:
-        if error.result is not None:
-            publish(to_document("findings", error.result), report, as_json, origin)
-            if not as_json:
-                print_findings(out, error.result)
-        raise
     except VerificationError as error:
-        publish(to_document("rewrite", error.result), report, as_json, origin)
-        if not as_json and error.result is not None:
-            print_rewrite(out, error.result)
+        if error.result is not None:
+            _tell(error.result, heading, report, as_json, origin)
         raise
-    publish(to_document("rewrite", result), report, as_json, origin)
+    _tell(result, heading, report, as_json, origin)
+
+
+def _tell(found: Any, heading: str, report: Path | None, as_json: bool, origin: Origin) -> None:
+    """Write and print what became of a model, or what came nearest to a goal that is not met."""
+    is_model = isinstance(found, pipeline.RewriteResult)
+    publish(to_document("rewrite" if is_model else "findings", found), report, as_json, origin)
     if not as_json:
-        print_rewrite(out, result)
+        out.print(heading)
+        (print_rewrite if is_model else print_findings)(out, found)
 
 
 def _check_outputs(

@@ -8,7 +8,7 @@ from functools import partial
 from os import W_OK, X_OK, access
 from pathlib import Path
 
-from onnxlr.calibration import HOLDOUT, DataSource, Sources, check_files, signature
+from onnxlr.calibration import HOLDOUT, DataSource, Sources
 from onnxlr.errors import OutputError
 from onnxlr.model import Model, ModelSource, open_anew, open_source
 from onnxlr.model.saving import check_output, write_text
@@ -87,7 +87,6 @@ def sweep(
     ModelError
         If the model cannot be handled.
     """
-    source = open_source(model)
     limits = limits_of(measure, budgets)
     request = AutoRequest(
         Goal(goal, limits[-1:]),
@@ -100,11 +99,13 @@ def sweep(
         jobs,
     )
     request.check()
-    check_files(calibration, signature(source))
+    sources = Sources(calibration, holdout, mask, statistics)
+    sources.check()
+    source = open_source(model)
+    sources.check_files(source)
     folder = None if output is None else Path(output)
     if folder is not None:
         _check_folder(folder, source, limits)
-    sources = Sources(calibration, holdout, mask, statistics)
     reopen = partial(open_anew, model)
     found = make_sweep(source, request, limits, sources, reopen, isolate, progress)
     if folder is None:

@@ -86,14 +86,20 @@ def load_feeds(
 
 
 def check_files(source: DataSource | None, specs: Sequence[InputSpec]) -> None:
-    """Refuse files whose first inputs do not fit, before any work; functions are not called.
+    """Refuse, before any work, data that there is not and files whose first inputs do not fit.
+
+    Functions are found, and not called.
 
     Raises
     ------
     DataError
         As `load_feeds` does.
     """
-    if isinstance(source, str | Path) and _files(source):
+    if not isinstance(source, str | Path):
+        return
+    if not _files(source) and is_function(str(source)):
+        load_function(str(source))
+    else:
         next(load_feeds(source, specs))
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxlr.calibration.data import Batches, DataSource
-from onnxlr.calibration.division import fitted, held_out
+from onnxlr.calibration.data import Batches, DataSource, check_files
+from onnxlr.calibration.division import check_holdout, fitted, held_out
 from onnxlr.calibration.importance import Importance, ImportanceSource, load_importance
 from onnxlr.calibration.observation import RUN_SAMPLES, observe
 from onnxlr.calibration.signature import InputSpec, signature
@@ -81,13 +81,20 @@ class Sources:
         return self.calibration, self.holdout, signature(model)
 
     def check(self) -> None:
-        """Refuse sources that contradict each other; raises UsageError."""
+        """Refuse sources that contradict each other, or mean nothing; raises UsageError."""
+        check_holdout(self.holdout)
         if self.calibration is not None:
             return
         if self.mask is not None:
             raise UsageError(f"mask '{self.mask}' is for calibration data, and there is none")
         if self.holdout != HOLDOUT:
             raise UsageError(f"holdout {self.holdout} is of calibration data, and there is none")
+
+    def check_files(self, model: Model) -> None:
+        """Refuse, before any work, data of which the first does not fit; raises DataError."""
+        for source in (self.calibration, self.holdout):
+            if not isinstance(source, int | float):
+                check_files(source, signature(model))
 
 
 def gather(

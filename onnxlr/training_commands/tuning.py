@@ -13,6 +13,7 @@ from onnxlr.errors import OutputError, VerificationError
 from onnxlr.flags import WHOLE, Json, Quiet, Seed, Switch, Threads
 from onnxlr.model.saving import check_output
 from onnxlr.reporting import to_document
+from onnxlr.reporting.page import check_report
 from onnxlr.reporting.training import print_tuning
 from onnxlr.training_commands.interruption import telling_what_is_left
 from onnxlr.verification import DEFAULT_TOLERANCE
@@ -110,7 +111,7 @@ def tune(
     keep
         Write the model even if it does not hold that (the exit code is still 1).
     report
-        File to write the result to as JSON (schema onnxlr.tuning/1).
+        File to write the result to, .json (schema onnxlr.tuning/1).
     as_json
         Print that JSON instead of tables.
     """
@@ -119,6 +120,7 @@ def tune(
         check_output(report, original, rewritten)
         if report.resolve() == written.resolve():
             raise OutputError(f"{report}: is both the report and the model to write")
+        check_report(report, may_be_page=False)
     try:
         with telling_what_is_left(written, checkpoint), at_work(quiet, threads) as progress:
             result = training_verbs.tune(

@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from onnxlr import cli
-from onnxlr.errors import OnnxlrWarning
+from onnxlr.errors import ExitCode, OnnxlrWarning
 from onnxlr.runtime import Job, Outcome, run_job
 from onnxlr.verification import runs
 from tests.classifier import classifier
@@ -111,6 +111,7 @@ def refused(run: Run, folder: Path) -> Callable[[Sequence[object], int, Sequence
         assert len(errors) == 1, ended.err
         assert lines == errors, ended.err
         assert "Traceback" not in ended.out + ended.err
+        assert not (code == ExitCode.USAGE and ended.out), ended.out
         for word in words:
             assert word in errors[0]
         assert contents(folder) == before

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
+import numpy as np
 import pytest
 
 from onnxlr.cli import app
+from onnxlr.planning import making
+from onnxlr.planning.auto import preparing
+from tests.classifier import samples
 from tests.cli.conftest import Run
 
 Refused = Callable[[Sequence[object], int, Sequence[str]], str]
@@ -118,3 +123,50 @@ def test_it_is_a_document_where_json_is_asked_for(run: Run, folder: Path) -> Non
     assert (ended.code, document["exit_code"], document["error"]) == (2, 2, "UsageError")
     assert document["schema"] == "onnxlr.error/1"
     assert ended.err == f"error: {document['message']}\n"
+
+
+FIRST = [
+    ("rewrite none.onnx --rank x", "rank x is not a whole number"),
+    ("rewrite none.onnx --method svdd", "did you mean 'svd'?"),
+    ("rewrite none.onnx --rank 2 --target onx", "did you mean 'onnx'?"),
+    ("rewrite none.onnx --rank 2 --tolerance cosin>=0.9", "did you mean 'cosine'?"),
+    ("rewrite none.onnx --goal sise", "did you mean 'size'?"),
+    ("rewrite none.onnx --plan none.json", "none.json"),
+    ("rewrite none.onnx --holdout 0.5", "holdout 0.5 is of calibration data"),
+    ("plan none.onnx --calibration none.npz --holdout 2", "holdout of 2"),
+    ("plan none.onnx --rank 2 --format int5", "format 'int5' is unknown"),
+    ("verify none.onnx none.onnx --tolerance 3", "tolerance '3'"),
+    ("verify none.onnx none.onnx --mask m", "mask 'm' is for calibration data"),
+    ("sweep none.onnx --calibration c.npz --goal sise", "did you mean 'size'?"),
+    ("sweep none.onnx --calibration c.npz --holdout 2", "holdout of 2"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), FIRST, ids=[line for line, _ in FIRST])
+def test_what_needs_no_model_is_said_before_one_is_read(
+    refused: Refused, folder: Path, line: str, said: str
+) -> None:
+    refused(line.split(), 2, [said])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "rewrite m.onnx --rank 2 --calibration none.npz",
+        "rewrite m.onnx --rank 2 --data none.npz",
+        "rewrite m.onnx --calibration c.npz --holdout none.npz",
+        "plan m.onnx --calibration none.npz",
+        "sweep m.onnx --calibration c.npz --holdout none.npz",
+    ],
+)
+def test_data_is_looked_at_before_layers_are(
+    refused: Refused, model: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    def find(_: object) -> NoReturn:
+        raise AssertionError("layers are looked for")
+
+    for module in (making, preparing):
+        monkeypatch.setattr(module, "find_layers", find)
+    np.savez("c.npz", x=samples(16))
+    refused(line.split(), 2, ["none.npz: no such file or folder"])
+    refused(line.replace("none.npz", "nowhere:data").split(), 2, ["'nowhere' cannot be imported"])

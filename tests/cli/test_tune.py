@@ -144,6 +144,7 @@ def test_what_does_not_hold_is_kept_on_demand(run: Run) -> None:
         (("--checkpoint", "m.onnx"), 2, ["is the input"]),
         (("-o", "r.onnx"), 2, ["is the input"]),
         (("-o", "t.onnx", "--report", "t.onnx"), 2, ["both the report and the model"]),
+        (("--report", "t.html"), 2, ["t.html: cannot be a report", "ends in .json"]),
         (("--device", "abacus"), 2, ["device 'abacus'"]),
     ],
 )

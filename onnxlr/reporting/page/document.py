@@ -45,8 +45,15 @@ class Origin:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-def check_report(path: Path) -> None:
+def check_report(path: Path, *, may_be_page: bool = True) -> None:
     """Refuse, before any work, a report that cannot be made.
+
+    Parameters
+    ----------
+    path
+        Of the report.
+    may_be_page
+        Whether there is a page on what it is about, and not only a document.
 
     Raises
     ------
@@ -55,8 +62,11 @@ def check_report(path: Path) -> None:
     MissingExtraError
         If a page is asked for, and jinja2 is not installed.
     """
-    if path.suffix.lower() not in _ENDINGS:
-        raise UsageError(f"{path}: cannot be a report, expected a name that ends in .json or .html")
+    endings = _ENDINGS if may_be_page else _ENDINGS[:1]
+    if path.suffix.lower() not in endings:
+        raise UsageError(
+            f"{path}: cannot be a report, expected a name that ends in {' or '.join(endings)}"
+        )
     if is_page(path) and find_spec("jinja2") is None:
         raise MissingExtraError(
             "a report in HTML needs jinja2, which is not installed: pip install 'onnxlr[report]'"
