@@ -225,8 +225,8 @@ def test_auto_takes_the_least_error_within_the_bytes(budget, format):
         chosen.add(form)
         least = min(error for error, _ in errors.values())
         # Rounded to float16, factors of one product lose more or less, as they happen to be.
-        slack = 0.05 if format == "float16" else 1e-3
-        assert errors[form][0] <= least * (1 + slack) + 1e-6
+        slack, floor = (0.05, 5e-4) if format == "float16" else (1e-3, 1e-6)
+        assert errors[form][0] <= least * (1 + slack) + floor
         assert chain.stages[1].weight.shape[1] == errors[form][1]
         unnamed = onnxlr.decompose(kernel, **options)
         assert [s.weight.codes.tobytes() for s in unnamed.stages] == [

@@ -102,7 +102,8 @@ def test_stored_bits_are_within_the_budget_and_near_it(shape, dtype, bits, known
     covariance = np.diag(np.linspace(1, 2, shape[-2])) if known else None
     chain = _decompose(weight, bits=bits, covariance=covariance)
     used = chain.cost.bytes * 8
-    assert used <= bits * weight.size
+    # A budget a rounding error below a whole number of bits is that number.
+    assert used <= bits * weight.size * (1 + 1e-12)
     rows, columns = shape[-2:]
     # One more rank: its trits in whole bytes, and a scale
     parts = weight.size // (rows * columns)
