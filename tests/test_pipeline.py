@@ -116,7 +116,7 @@ def test_a_budget_beyond_the_full_rank_is_the_full_rank(budget: dict[str, int]) 
 @pytest.mark.parametrize("ratio", [1e300, 1.0001])
 @pytest.mark.parametrize("method", ["svd", "tucker", "kronecker"])
 def test_a_ratio_above_one_is_a_mistake(method: str, ratio: float) -> None:
-    with pytest.raises(UsageError, match="expected above 0 and at most 1"):
+    with pytest.raises(onnxlr.UsageError, match="expected above 0 and at most 1"):
         onnxlr.decompose(np.eye(8, 6), method, ratio=ratio)
 
 
