@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -36,6 +35,7 @@ from onnxlr.runtime import (
     run_heats,
     store_arrays,
 )
+from onnxlr.scratch import scratch
 
 __all__ = ["BenchResult", "Benched", "bench"]
 
@@ -154,8 +154,7 @@ def bench(
     _check(threads, rounds)
     if not models:
         raise UsageError("there is no model to measure, expected one or more")
-    with tempfile.TemporaryDirectory(prefix="onnxlr-bench-") as name:
-        folder = Path(name)
+    with scratch("onnxlr-bench-") as folder:
         first = open_source(models[0])
         entrants = [_Entrant.of(first, folder / "0")]
         for number, source in enumerate(models[1:], 1):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from onnxlr.model.saving import data_file, write_model
 from onnxlr.plan import Plan, trained_after
 from onnxlr.planning import take_plan
 from onnxlr.rewriting import METADATA_KEY, Rewriting
+from onnxlr.scratch import scratch
 from onnxlr.verification import Report, Subject, TernaryNodes
 
 __all__ = ["check_interface", "verify_files"]
@@ -51,8 +51,8 @@ def verify_files(
         with reference_folder() as aside:
             rewriting = _followed(original, reopen, plan, sources, conditions, aside)
             return prove_rewriting(rewriting, reopen(), rewritten, ternary, conditions, aside)
-    with tempfile.TemporaryDirectory(prefix="onnxlr-original-") as name:
-        file = original.path or stored(original, Path(name))
+    with scratch("onnxlr-original-") as folder:
+        file = original.path or stored(original, folder)
         return conditions.prove(
             Subject(original, file, rewritten, None, missing=missing or "", ternary=ternary)
         )

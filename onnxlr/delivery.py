@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from onnxlr.planning import Findings, Making
 from onnxlr.records import LayerRecord
 from onnxlr.rewriting import Rewriting
 from onnxlr.runtime import Footprint, Footprints, ModelFile, measure_footprints
+from onnxlr.scratch import scratch
 from onnxlr.stages import Chain, Recombined, Sum
 from onnxlr.verification import Report, Subject, TernaryNodes
 
@@ -219,8 +219,8 @@ def _measure(
 ) -> Footprints:
     """Measure what both models take; the rewrite stands, whatever becomes of that."""
     try:
-        with tempfile.TemporaryDirectory(prefix="onnxlr-original-") as name:
-            file = original.path or stored(original, Path(name))
+        with scratch("onnxlr-original-") as folder:
+            file = original.path or stored(original, folder)
             return measure_footprints(
                 ModelFile(original.name, file, result.bytes_before),
                 ModelFile("the rewritten model", staged, result.bytes_after),

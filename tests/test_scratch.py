@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from onnxlr.scratch import LOCK, scratch
+import onnxlr
+from onnxlr.errors import ScratchError
+from onnxlr.scratch import LOCK, Scratch, scratch, temporary, undisturbed
 
 HOLDER = """
 import sys
@@ -78,6 +83,134 @@ def test_a_folder_without_a_lock_stays_until_it_is_old(tmp_path: Path, days: int
     os.utime(tmp_path / "work-of-another-version", (then, then))
     with scratch("work-", tmp_path):
         assert (tmp_path / "work-of-another-version").exists() == (days == 0)
+
+
+@pytest.mark.parametrize("minutes", [0, 5])
+def test_an_empty_folder_without_a_lock_goes_when_nobody_can_be_making_it(
+    tmp_path: Path, minutes: int
+) -> None:
+    """It was being made, or removed, when its process was killed."""
+    (tmp_path / "work-empty").mkdir()
+    then = time.time() - minutes * 60
+    os.utime(tmp_path / "work-empty", (then, then))
+    with scratch("work-", tmp_path):
+        assert (tmp_path / "work-empty").exists() == (minutes == 0)
+
+
+def test_the_lock_is_the_last_that_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before it is gone, the folder can still be told to be nobody's."""
+    folder = Scratch("work-", tmp_path)
+    (folder.path / "below").mkdir()
+    (folder.path / "below" / "file").touch()
+    (folder.path / "file").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile.TemporaryDirectory, "cleanup", lambda _: None)
+        folder.remove()
+    assert [path.name for path in folder.path.iterdir()] == [LOCK]
+    with scratch("work-", tmp_path) as other:
+        assert list(tmp_path.iterdir()) == [other]
+
+
+INTERRUPTED = """
+import os, shutil, signal, sys, tempfile
+from onnxlr.scratch import Scratch
+
+def interrupting(function, after):
+    def interrupt(*given, **named):
+        found = function(*given, **named) if after else None
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):  # so that it would be heard here
+            pass
+        return found if after else function(*given, **named)
+    return interrupt
+
+place, moment = sys.argv[1:]
+if moment == "made":
+    tempfile.mkdtemp = interrupting(tempfile.mkdtemp, True)
+else:
+    os.unlink = interrupting(os.unlink, False)
+try:
+    folder = Scratch("work-", __import__("pathlib").Path(place))
+    for name in "abc":
+        (folder.path / name).touch()
+    folder.remove()
+except KeyboardInterrupt:
+    print("heard")
+"""
+
+
+@pytest.mark.parametrize("moment", ["made", "removed"])
+def test_an_interruption_leaves_nothing_at_whatever_moment(tmp_path: Path, moment: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path), moment],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "heard\n", done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_undisturbed_gives_its_result_or_its_error() -> None:
+    assert undisturbed(lambda: 17) == 17
+    with pytest.raises(ZeroDivisionError):
+        undisturbed(lambda: 1 // 0)
+
+
+def test_nothing_else_makes_temporary_folders() -> None:
+    """What others would make stayed for ever where their process is killed."""
+    package = Path(onnxlr.__file__).parent
+    makers = re.compile(r"mkdtemp|mkstemp|TemporaryDirectory|TemporaryFile")
+    found = {p.name for p in package.rglob("*.py") if makers.search(p.read_text("utf-8"))}
+    assert found == {"scratch.py"}
+
+
+# --- full disks ----------------------------------------------------------------------------------
+
+
+def full(*named: str | Path) -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *map(str, named))
+
+
+@pytest.fixture
+def temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_full_disk_of_temporary_files_names_their_folder(temporary_files: Path) -> None:
+    said = rf"^{temporary_files}: temporary files cannot be written there \(No space left"
+    with pytest.raises(ScratchError, match=said), scratch("work-"):
+        raise full()
+    with pytest.raises(ScratchError, match=said), scratch("work-") as folder:
+        raise full(folder / "file")
+    with pytest.raises(ScratchError, match=said), temporary():
+        raise full()
+    assert list(temporary_files.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_said(
+    temporary_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise full(temporary_files)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", fail)
+    with pytest.raises(ScratchError, match=str(temporary_files)):
+        Scratch("work-")
+    with pytest.raises(OSError, match="No space left"):
+        Scratch("work-", temporary_files)
+
+
+@pytest.mark.usefixtures("temporary_files")
+def test_other_errors_are_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="elsewhere") as error, scratch("work-"):
+        raise full(tmp_path / "elsewhere")
+    assert not isinstance(error.value, ScratchError)
+    with pytest.raises(OSError, match="No space left"), scratch("work-", tmp_path):
+        raise full()
+    with pytest.raises(FileNotFoundError), scratch("work-") as folder:
+        (folder / "nowhere" / "file").touch()
 
 
 def test_links_and_files_of_such_names_are_left_alone(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from onnxlr.calibration.data import Batches, DataSource, label_of, load_feeds
 from onnxlr.calibration.signature import Feeds, InputSpec
 from onnxlr.errors import UsageError
 from onnxlr.runtime import read_arrays, store_arrays
+from onnxlr.scratch import scratch
 
 __all__ = ["Division", "check_holdout", "divide", "fitted", "held_out"]
 
@@ -118,8 +118,8 @@ def _first(
     most: int,
     held: bool,
 ) -> Batches:
-    with tempfile.TemporaryDirectory(prefix="onnxlr-held-out-") as name:
-        division = divide(Path(name), data, holdout, specs, batch)
+    with scratch("onnxlr-held-out-") as folder:
+        division = divide(folder, data, holdout, specs, batch)
         pairs = zip(division.files, division.held, strict=True)
         meant = [file for file, is_held in pairs if is_held == held]
         feeds = [read_arrays(Path(file)) for file in (meant or division.files)[:most]]

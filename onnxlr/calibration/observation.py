@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from onnxlr.model import Model
 from onnxlr.model.saving import copy_model
 from onnxlr.progress import Progress, silent
 from onnxlr.runtime import read_arrays, run_task
+from onnxlr.scratch import scratch
 from onnxlr.statistics import LayerStatistics, Moments, Statistics
 
 __all__ = ["MEMORY", "RUN_SAMPLES", "Observation", "Watched", "observe", "opened_file"]
@@ -85,8 +85,7 @@ def observe(
     _check_mask(model, mask)
     if batch < 1:
         raise UsageError(f"runs of {batch} samples were asked for, expected at least 1")
-    with tempfile.TemporaryDirectory(prefix="onnxlr-observe-") as name:
-        folder = Path(name)
+    with scratch("onnxlr-observe-") as folder:
         division = divide(folder, data, holdout, signature(model), batch)
         work = Observation(model, [opened_file(model, folder)], division, mask, isolate, memory)
         result = _Result(model, layers, division, keys)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from onnxlr.errors import UsageError
 from onnxlr.layers import Layer
 from onnxlr.model import Model
 from onnxlr.progress import Progress, silent
+from onnxlr.scratch import scratch
 from onnxlr.statistics import PairMoments
 
 __all__ = ["observe_pairs"]
@@ -69,8 +69,7 @@ def observe_pairs(
     check_holdout(holdout)
     subjects = _subjects(model, layers, names or {})
     found: dict[str, tuple[PairMoments, PairMoments | None]] = {}
-    with tempfile.TemporaryDirectory(prefix="onnxlr-observe-") as name:
-        folder = Path(name)
+    with scratch("onnxlr-observe-") as folder:
         division = divide(folder, data, holdout, signature(model), batch)
         files = [original_file, rewritten_file]
         work = Observation(model, files, division, mask, isolate, memory)

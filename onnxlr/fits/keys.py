@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy
+import tensorly
 
 from onnxlr.evidence import Evidence
 from onnxlr.fits.flat import digest
@@ -33,7 +34,7 @@ def fit_key(weight: npt.NDArray[Any], evidence: Evidence, wish: Wish) -> str:
         raise ValueError("the metric is for the recipe to name")
     setting = (getattr(wish.setting, name) for name in _SETTING)
     asked = (wish.method, wish.options, wish.recipe, wish.is_told, *setting)
-    versions = (VERSION, _LAYOUT, np.__version__, scipy.__version__)
+    versions = (VERSION, _LAYOUT, np.__version__, scipy.__version__, tensorly.__version__)
     return hashlib.sha256(
         f"{digest(weight)} {digest((versions, asked, evidence))}".encode()
     ).hexdigest()

@@ -23,6 +23,7 @@ from onnxlr.layers import Layer, read_weight
 from onnxlr.methods import Fit, Options, Recipe, Setting, find_method, fit_as_told, fit_best
 from onnxlr.model import Model
 from onnxlr.runtime import run_tasks
+from onnxlr.scratch import temporary
 
 __all__ = [
     "Fitting",
@@ -273,8 +274,9 @@ def read_pickle(path: Path) -> Any:
 
 
 def write_pickle(path: Path, value: object) -> None:
-    """Write a pickle in place of a file, whole."""
+    """Write a pickle in place of a temporary file, whole; raises ScratchError where it cannot."""
     partial = path.with_suffix(".partial")
-    with partial.open("wb") as stream:
-        pickle.dump(value, stream, pickle.HIGHEST_PROTOCOL)
-    partial.replace(path)
+    with temporary():
+        with partial.open("wb") as stream:
+            pickle.dump(value, stream, pickle.HIGHEST_PROTOCOL)
+        partial.replace(path)

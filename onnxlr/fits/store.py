@@ -7,10 +7,8 @@ whole or not at all. One that cannot be read, whatever the reason, is as if it w
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from onnxlr.methods import METHODS, Fit, Recipe
 from onnxlr.methods.atoms import Form
 from onnxlr.numbers import Encoded, Format
 from onnxlr.numbers.atoms import Atoms, Coefficients
+from onnxlr.scratch import scratch
 
 __all__ = ["FitStore"]
 
@@ -80,7 +79,7 @@ class FitStore:
         """Try to write; where that cannot be, warn and keep nothing."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
+            with scratch(_PARTIAL, self.folder):
                 pass
         except OSError as error:
             self._give_up(error)
@@ -88,7 +87,10 @@ class FitStore:
     def get(self, key: str) -> Fit | None:
         """Return a fit, None if there is none that can be read."""
         path = self._path(key)
-        if not path.is_file():
+        try:
+            if not path.is_file():
+                return None
+        except OSError:  # nobody may look into the folder
             return None
         try:
             fit = _read(path)
@@ -126,23 +128,19 @@ class FitStore:
         )
 
     def _write(self, path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
-        """Write an entry beside its place and move it there."""
-        descriptor, name = tempfile.mkstemp(_PARTIAL, f"{path.stem}.", path.parent)
-        partial = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
+        """Write an entry elsewhere in the store and move it to its place."""
+        with scratch(_PARTIAL, self.folder) as folder:
+            partial = folder / "entry"
+            with partial.open("wb") as stream:
                 np.savez(stream, **arrays)  # type: ignore[arg-type]
                 stream.flush()
                 os.fsync(stream.fileno())
             partial.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                partial.unlink()
-            raise
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}{_ENDING}"
 
 
-_PARTIAL = ".partial"
-"""Ends the names of files that are being written; a killed process leaves one at most."""
+_PARTIAL = ".onnxlr-fit-"
+"""Begins the names of folders that entries are written in; what killed processes left of them is
+removed by the next that writes."""

@@ -204,12 +204,19 @@ class _Batch:
 
     def _made(self, orders: Iterable[Order]) -> Iterator[tuple[int, Fit | str]]:
         """Yield fits as processes make them, with the numbers of their pieces."""
-        workers = self._workers
-        jobs, room = workers.jobs or usual_jobs(), workers.room(self._pieces)
-        name, isolate = self._model.name, workers.isolate
-        done = fit_side_by_side(orders, self._folder, name, jobs, isolate, room, _TOGETHER)
-        for place, (fit,) in done:
+        jobs = self._workers.jobs or usual_jobs()
+        for place, fit in self._fitted(orders, self._folder, jobs):
             yield self._ordered[place], fit
+
+    def _fitted(
+        self, orders: Iterable[Order], folder: Path, jobs: int
+    ) -> Iterator[tuple[int, Fit | str]]:
+        """Yield fits as processes make them, with the places of their orders."""
+        room, name = self._workers.room(self._pieces), self._model.name
+        isolate = self._workers.isolate
+        done = fit_side_by_side(orders, folder, name, jobs, isolate, room, _TOGETHER)
+        for place, (fit,) in done:
+            yield place, fit
 
     def _put_aside(self, number: int, found: Fit | str) -> None:
         self._aside[number] = self._folder / f"fit-{number:06}.pickle"
@@ -223,9 +230,10 @@ class _Batch:
             file.unlink()
             return found
         known = self._workers.known(self._keys[number])
-        if known is None:  # somebody took it away
-            self._ordered = [number]
-            ((_, found),) = self._made([self._order(number)])
+        if known is None:  # somebody took it away, while others are still being fitted
+            folder = self._folder / f"again-{number:06}"
+            folder.mkdir()
+            ((_, found),) = self._fitted([self._order(number)], folder, 1)
             return found
         return known
 

@@ -7,10 +7,8 @@ is a choice for each layer of one of its ranks, or to keep it, of least damage i
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from onnxlr.planning.sensitivity import Sensitivity, store_feeds
 from onnxlr.planning.uniform import kept
 from onnxlr.progress import Progress
 from onnxlr.runtime import run_task, store_arrays
+from onnxlr.scratch import scratch
 
 if TYPE_CHECKING:
     from onnxlr.planning.request import Request
@@ -182,8 +181,7 @@ def allocate(
     if sources.calibration is None:
         raise UsageError("global allocation runs the model on calibration data: give --calibration")
     meant = [layer for layer in layers if kept(layer, request) is None and not layer.is_table]
-    with tempfile.TemporaryDirectory(prefix="onnxlr-sensitivity-") as name:
-        folder = Path(name)
+    with scratch("onnxlr-sensitivity-") as folder:
         opened, inputs = open_weights(reopen(), meant)
         write_model(opened, folder, "opened.onnx")
         found: list[_Layer] = []

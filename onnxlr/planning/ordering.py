@@ -6,7 +6,6 @@ and caches in no simple way. Each order becomes a model of this one layer; these
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,6 +24,7 @@ from onnxlr.planning.alone import Alone, sizes_of_symbols, write_alone
 from onnxlr.progress import Progress
 from onnxlr.rewriting import adjusted, emitted_bytes, released_bytes
 from onnxlr.runtime import Latency, Race, measure_latency, store_arrays
+from onnxlr.scratch import scratch
 
 if TYPE_CHECKING:
     from onnxlr.planning.request import Request
@@ -188,8 +188,8 @@ def _raced(
     work: OrderTask, fitted: Sequence[Proposal], evidence: Evidence | None
 ) -> Iterator[Proposal]:
     """Yield proposals in the orders that races between their models say are fastest."""
-    with tempfile.TemporaryDirectory(prefix="onnxlr-orders-") as name:
-        races = _Races(work, Path(name))
+    with scratch("onnxlr-orders-") as folder:
+        races = _Races(work, folder)
         entries = [_enter(work, races, proposal) for proposal in fitted]
         latencies: list[list[Latency] | str] = []
         if races.races:

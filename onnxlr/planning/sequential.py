@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from onnxlr.calibration import Sources, observe_pairs
 from onnxlr.errors import UsageError
@@ -17,6 +15,7 @@ from onnxlr.model.saving import copy_model, write_model
 from onnxlr.plan import Proposal
 from onnxlr.progress import Progress
 from onnxlr.reference import with_dense_weight
+from onnxlr.scratch import scratch
 
 __all__ = ["SequentialTask", "fit_in_sequence"]
 
@@ -86,8 +85,7 @@ def _evidence(
     layers = [layer for layer in group if layer.skip is None and layer.name not in work.kept]
     if not layers or all(proposal.chain is None for proposal in done):
         return {}
-    with tempfile.TemporaryDirectory(prefix="onnxlr-sequence-") as name:
-        folder = Path(name)
+    with scratch("onnxlr-sequence-") as folder:
         prefix = _rewritten(work, done)
         write_model(prefix, folder, "prefix.onnx")
         original = work.model.path

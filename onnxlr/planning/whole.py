@@ -7,7 +7,6 @@ in a plainer version of the same size; whichever damages the outputs less is tak
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from onnxlr.planning.sensitivity import Sensitivity, store_feeds
 from onnxlr.progress import Progress
 from onnxlr.rewriting import adjusted
 from onnxlr.runtime import run_task, store_arrays
+from onnxlr.scratch import scratch
 
 if TYPE_CHECKING:
     from onnxlr.planning.request import Request
@@ -136,8 +136,8 @@ def judge_by_whole(work: WholeTask, proposals: Iterable[Proposal]) -> Iterator[P
     opened = [p for p in fitted if p.chain is not None and not p.layer.in_function]
     versions: Mapping[str, Proposal] = {}
     if any(work.plainer(proposal) is not None for proposal in opened):
-        with tempfile.TemporaryDirectory(prefix="onnxlr-whole-") as name:
-            versions = _plainer_ones(work, opened, _Bench.of(work, opened, Path(name)))
+        with scratch("onnxlr-whole-") as folder:
+            versions = _plainer_ones(work, opened, _Bench.of(work, opened, folder))
     yield from (versions.get(proposal.layer.name, proposal) for proposal in fitted)
 
 

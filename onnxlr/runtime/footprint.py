@@ -8,7 +8,6 @@ a model of one node, which pays for what the runtime sets up once; and they are 
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from onnxlr.runtime.latency import Latency, Race, measure_latency
 from onnxlr.runtime.memory import memory_now
 from onnxlr.runtime.single_thread import OnThreads, clock_of
 from onnxlr.runtime.storage import read_arrays, store_arrays
+from onnxlr.scratch import scratch
 
 __all__ = [
     "MOST_FEEDS",
@@ -152,10 +152,10 @@ def measure_footprints(
     OSError
         If the inputs cannot be written to temporary files.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxlr-footprint-") as folder:
+    with scratch("onnxlr-footprint-") as folder:
         files = []
         for position, feed in enumerate(feeds[:MOST_FEEDS]):
-            files.append(str(Path(folder, f"{position}.npz")))
+            files.append(str(folder / f"{position}.npz"))
             store_arrays(Path(files[-1]), feed)
         found = []
         for step, model in enumerate((original, rewritten)):

@@ -12,14 +12,15 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from onnxlr.errors import RuntimeFailureError
-from onnxlr.runtime.child import perform
+from onnxlr.errors import OnnxlrWarning, RuntimeFailureError, ScratchError
+from onnxlr.runtime.child import NO_ROOM, perform
 from onnxlr.runtime.execution import LEVELS, ExecutionError
-from onnxlr.scratch import Scratch
+from onnxlr.scratch import Scratch, temporary
 
 __all__ = ["LEVELS", "Job", "Outcome", "Task", "run_job", "run_task", "run_tasks"]
 
@@ -113,6 +114,8 @@ def run_job(job: Job, name: str, isolate: bool = True) -> Outcome:
     ------
     RuntimeFailureError
         If the runtime cannot load or run the model, or dies.
+    ScratchError
+        If the disk takes no more temporary files.
     """
     values = run_task(job, name, isolate)
     return Outcome(values["runtime"], tuple(values["outputs"]), values.get("no_kernels"))
@@ -130,6 +133,8 @@ def run_task(task: Task, name: str, isolate: bool = True) -> dict[str, Any]:
     ------
     RuntimeFailureError
         If the runtime cannot load or run the model, or dies.
+    ScratchError
+        If the disk takes no more temporary files.
     """
     if isolate:
         return _run_in_child(task, name)
@@ -170,6 +175,8 @@ def run_tasks(
     ------
     RuntimeFailureError
         If a task fails, or its process dies; the others are ended then.
+    ScratchError
+        If the disk takes no more temporary files.
     """
     if not isolate:
         for number, task in enumerate(tasks):
@@ -252,12 +259,15 @@ class _Child:
         folder = self._files.path
         task, self._answer = folder / "task.json", folder / "answer.json"
         content = {"function": work.function, "arguments": asdict(work)}
-        task.write_text(json.dumps(content), encoding="utf-8")
+        with temporary():
+            task.write_text(json.dumps(content), encoding="utf-8")
+            self._said = (folder / "said").open("w+", encoding="utf-8", errors="replace")
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        # What the tools of others leave behind in a process that is killed goes with the folder.
+        environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
         if threads is not None:
             environment |= dict.fromkeys(_THREADS, str(threads))
         reading, self._alive = os.pipe()
-        self._said = (folder / "said").open("w+", encoding="utf-8", errors="replace")
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, str(task), str(self._answer)],
@@ -278,17 +288,32 @@ class _Child:
         return self._process.poll() is not None
 
     def answer(self, name: str) -> dict[str, Any]:
-        """Wait for the answer; raises RuntimeFailureError where there is none."""
+        """Wait for the answer, and warn of what the child would have warned of.
+
+        Raises
+        ------
+        RuntimeFailureError
+            If there is none.
+        ScratchError
+            If the disk takes no more temporary files.
+        """
         self._process.wait()
         try:
             if not self._answer.exists():
+                if self._process.returncode == NO_ROOM:
+                    raise ScratchError("not even a few bytes")
                 raise RuntimeFailureError(f"{name}: {self._cause_of_death()}")
             values: dict[str, Any] = json.loads(self._answer.read_text(encoding="utf-8"))
         finally:
             self.end()
+        for text in values["warnings"]:
+            warnings.warn(text, OnnxlrWarning, stacklevel=2)
+        if "no_room" in values:
+            raise ScratchError(values["no_room"])
         if "error" in values:
             raise RuntimeFailureError(f"{name}: {values['error']}")
-        return values
+        answer: dict[str, Any] = values["answer"]
+        return answer
 
     def end(self) -> None:
         """End the process, if it still runs, and remove its files; may be called again."""

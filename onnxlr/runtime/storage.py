@@ -10,16 +10,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxlr.scratch import temporary
+
 __all__ = ["read_arrays", "store_arrays"]
 
 
 def store_arrays(file: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write a `.npz` file.
+    """Write a `.npz` file that is a temporary one.
 
     Not `numpy.savez`: that takes names as keyword arguments, so that no tensor could be called
     `file`, and it pickles objects.
+
+    Raises
+    ------
+    ScratchError
+        If it cannot be written.
     """
-    with zipfile.ZipFile(file, "w") as archive:
+    with temporary(), zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, array, allow_pickle=False)

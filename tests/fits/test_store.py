@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import warnings
 import zipfile
 from dataclasses import fields, replace
@@ -204,6 +206,32 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     assert store.get(KEY) is None
 
 
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    killed = (
+        "import os, sys, numpy; from pathlib import Path; from onnxlr.fits import FitStore\n"
+        "from tests.fits.test_store import KEY, made, weight, wish\n"
+        "numpy.savez = lambda stream, **_: (stream.write(b'half'), stream.flush(), os._exit(9))\n"
+        "FitStore(Path(sys.argv[1])).put(KEY, made(weight(4, 4), wish(rank=1)))"
+    )
+    done = subprocess.run([sys.executable, "-c", killed, str(tmp_path)], check=False)
+    assert done.returncode == 9
+    (left,) = tmp_path.rglob("entry")
+    assert left.read_bytes() == b"half"
+    store = FitStore(tmp_path)
+    store.prepare()
+    assert not left.exists()
+    assert not list(tmp_path.rglob("*.npz"))
+    store.put(KEY, made(weight(4, 4), wish(rank=1)))
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
+
+
+def test_a_folder_that_cannot_be_looked_into_has_nothing(tmp_path: Path) -> None:
+    store = FitStore(tmp_path / ("x" * 300))  # longer than names can be
+    with pytest.warns(OnnxlrWarning, match="fits cannot be kept there"):
+        store.prepare()
+    assert store.get(KEY) is None
+
+
 # --- keys ----------------------------------------------------------------------------------------
 
 
@@ -246,8 +274,10 @@ def test_a_key_depends_on_all_that_a_fit_depends_on(monkeypatch: pytest.MonkeyPa
         changed = replace(asked, setting=replace(asked.setting, **{name: value}))
         keys[name] = fit_key(matrix, known, changed)
     assert {*setting, "metric", "progress"} == {field.name for field in fields(Setting)}
-    monkeypatch.setattr("onnxlr.fits.keys.VERSION", "another")
-    keys["version"] = fit_key(matrix, known, asked)
+    for name in ("VERSION", "np.__version__", "scipy.__version__", "tensorly.__version__"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"onnxlr.fits.keys.{name}", "another")
+            keys[name] = fit_key(matrix, known, asked)
     assert len(set(keys.values())) == len(keys)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,28 @@ def test_an_entry_that_goes_away_meanwhile_is_made_anew(
     monkeypatch.setattr(FitStore, "get", forgetful)
     assert files_of(model, tmp_path / "second", jobs=1, cache=cache) == plain
     assert len(asked) == 2 * LAYERS
+
+
+def test_a_cache_that_is_deleted_meanwhile_is_made_anew(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fits of the first layers are known, and go away while others are still being made."""
+    cache = tmp_path / "cache"
+    plain = files_of(model, tmp_path / "plain", jobs=2)
+    files_of(model, tmp_path / "first", jobs=2, cache=cache, layers=["fc0", "fc1", "fc3"])
+    original = FitStore.get
+    asked: list[str] = []
+
+    def deleting(store: FitStore, key: str) -> Any:
+        asked.append(key)
+        if asked.count(key) > 1:
+            shutil.rmtree(cache, ignore_errors=True)
+        return original(store, key)
+
+    monkeypatch.setattr(FitStore, "get", deleting)
+    monkeypatch.setattr(workers, "_TOGETHER", 0)
+    assert files_of(model, tmp_path / "second", jobs=2, cache=cache) == plain
+    assert max(asked.count(key) for key in asked) == 2
 
 
 def test_other_statistics_are_other_fits(tmp_path: Path, fitted: list[str]) -> None:

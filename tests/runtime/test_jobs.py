@@ -17,8 +17,18 @@ import onnx
 import pytest
 from onnx import helper
 
-from onnxlr.errors import ExitCode, ModelError, RuntimeFailureError
-from onnxlr.runtime import LEVELS, Job, Outcome, jobs, run_job, run_task, run_tasks, store_arrays
+from onnxlr.errors import ExitCode, ModelError, OnnxlrWarning, RuntimeFailureError, ScratchError
+from onnxlr.runtime import (
+    LEVELS,
+    Job,
+    Outcome,
+    child,
+    jobs,
+    run_job,
+    run_task,
+    run_tasks,
+    store_arrays,
+)
 from tests.classifier import FLOAT, INT64, STRING, classifier, one_node, reference, samples
 from tests.operators.oplibrary import bias, installed_library, telling_model, ternary
 
@@ -293,7 +303,8 @@ def test_the_child_finds_what_this_process_finds(
     monkeypatch.syspath_prepend(folder)
     program = (
         "import json, sys, only_here; "
-        "json.dump({'runtime': str(only_here.answer), 'outputs': []}, open(sys.argv[2], 'w'))"
+        "answer = {'runtime': str(only_here.answer), 'outputs': []}; "
+        "json.dump({'answer': answer, 'warnings': []}, open(sys.argv[2], 'w'))"
     )
     monkeypatch.setattr(jobs, "_PROGRAM", program)
     assert run_job(job(classifier(), []), "m") == Outcome("42", ())
@@ -328,6 +339,58 @@ def test_a_task_calls_its_function(
     assert (answer["process"] != os.getpid()) == isolate
     with pytest.raises(RuntimeFailureError, match=r"^m: there is nothing to add$"):
         run_task(Sum([]), "m", isolate)
+
+
+TELLING = """
+import errno, os, warnings
+from onnxlr.errors import OnnxlrWarning
+
+def add(numbers):
+    warnings.warn("a number is missing", OnnxlrWarning)
+    warnings.warn("of no interest", DeprecationWarning)
+    if not numbers:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return {"sum": sum(numbers)}
+"""
+
+
+@pytest.fixture
+def telling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "adding_numbers.py").write_text(TELLING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "adding_numbers", raising=False)
+
+
+@pytest.mark.usefixtures("telling")
+def test_a_child_has_its_warnings_said() -> None:
+    with pytest.warns() as heard:
+        assert run_task(Sum([1, 2]), "m") == {"sum": 3}
+    assert [(w.category, str(w.message)) for w in heard] == [(OnnxlrWarning, "a number is missing")]
+
+
+@pytest.mark.usefixtures("telling")
+@pytest.mark.parametrize("isolate", [True, False])
+def test_a_full_disk_is_no_fault_of_the_model(isolate: bool) -> None:
+    with (
+        pytest.warns(OnnxlrWarning, match="a number is missing"),
+        pytest.raises(ScratchError) as error,
+    ):
+        run_task(Sum([]), "m", isolate)
+    folder = tempfile.gettempdir()
+    said = "temporary files cannot be written there (No space left on device)"
+    assert str(error.value).startswith(f"{folder}: {said}")
+    assert error.value.exit_code == ExitCode.USAGE
+
+
+@pytest.mark.usefixtures("telling")
+def test_a_disk_too_full_for_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tmp_path / "task.json"
+    task.write_text('{"function": "adding_numbers:add", "arguments": {"numbers": []}}')
+    with pytest.raises(SystemExit) as ended:  # the answer's folder is not there
+        child.main(str(task), str(tmp_path / "nowhere" / "answer.json"))
+    monkeypatch.setattr(jobs, "_PROGRAM", f"raise SystemExit({ended.value.code})")
+    with pytest.raises(ScratchError, match="not even a few bytes"):
+        run_task(Sum([1]), "m")
 
 
 # --- tasks side by side --------------------------------------------------------------------------

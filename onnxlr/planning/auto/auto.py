@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from onnxlr.planning.auto.preparing import prepare
 from onnxlr.planning.auto.report import Findings
 from onnxlr.planning.auto.request import AutoRequest
 from onnxlr.progress import Progress
+from onnxlr.scratch import Scratch
 
 __all__ = ["Automatic", "plan_automatically"]
 
@@ -49,7 +50,7 @@ class Automatic:
     meant: tuple[str, ...]
     findings: Findings
     ready: Path | None
-    folder: tempfile.TemporaryDirectory[str]
+    folder: Scratch
 
 
 def plan_automatically(
@@ -69,20 +70,15 @@ def plan_automatically(
     ModelError
         If the model cannot be run.
     """
-    folder = tempfile.TemporaryDirectory(prefix="onnxlr-auto-")
-    try:
-        with prepare(
-            model, request, sources, reopen, isolate, progress, Path(folder.name)
-        ) as prepared:
-            return _decided(prepared, request, folder)
-    except BaseException:
-        folder.cleanup()
-        raise
+    with ExitStack() as stack:
+        folder = stack.enter_context(Scratch("onnxlr-auto-"))
+        with prepare(model, request, sources, reopen, isolate, progress, folder.path) as prepared:
+            decided = _decided(prepared, request, folder)
+        stack.pop_all()  # the folder stays as long as what was decided
+    return decided
 
 
-def _decided(
-    prepared: Prepared, request: AutoRequest, folder: tempfile.TemporaryDirectory[str]
-) -> Automatic:
+def _decided(prepared: Prepared, request: AutoRequest, folder: Scratch) -> Automatic:
     """Search, compare, and return what was decided."""
     contest = prepared.contest(request.goal)
     deciding = Deciding(
@@ -90,7 +86,7 @@ def _decided(
         contest,
         request.goal,
         prepared.build,
-        Path(folder.name),
+        folder.path,
         prepared.cache,
         request.stock,
     )

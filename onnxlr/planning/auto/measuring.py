@@ -8,7 +8,6 @@ data of the same dimensions; sites with other data do not count.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +27,7 @@ from onnxlr.planning.auto.inputs import Inputs
 from onnxlr.planning.auto.trials import Group, Trial, compare, time_trials
 from onnxlr.progress import Progress, silent
 from onnxlr.runtime import store_arrays
+from onnxlr.scratch import Scratch
 
 __all__ = ["Bench", "Measured"]
 
@@ -180,7 +180,7 @@ class _Batch:
         self.timed: list[tuple[Trial, str | None]] = []
         self._pending = set[str]()
         self._files = 0
-        self._folder = tempfile.TemporaryDirectory(prefix="onnxlr-bench-")
+        self._folder = Scratch("onnxlr-bench-")
 
     def enter(self, layer: Layer, proposals: Iterable[Proposal]) -> None:
         """Write what of a layer was not measured yet."""
@@ -214,11 +214,11 @@ class _Batch:
 
     def _new(self, name: str) -> Path:
         self._files += 1
-        return Path(self._folder.name, f"{self._files:06}-{name}")
+        return self._folder.path / f"{self._files:06}-{name}"
 
     def drop(self) -> None:
         """Delete everything; may be called again."""
-        self._folder.cleanup()
+        self._folder.remove()
 
     def finish(self) -> list[list[Measured]]:
         """Run everything, delete it, and return what it came to."""

@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from onnx import TensorProto, helper
 
 from onnxlr.model.scopes import scopes
 from onnxlr.runtime import read_arrays
+from onnxlr.scratch import scratch
 
 __all__ = ["QuantizerError", "dynamic_int8", "matmul_nbits", "static_int8"]
 
@@ -189,7 +189,7 @@ def static_int8(
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
     )
-    with tempfile.TemporaryDirectory(prefix="onnxlr-stock-") as folder:
+    with scratch("onnxlr-stock-") as folder:
         # Files: of models in memory, old versions of the tools lose the weights.
         plain, prepared = Path(folder, "plain.onnx"), Path(folder, "prepared.onnx")
         onnx.save(_of_opset(_load(model), _AXIS), plain)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from onnxlr.errors import DataError, ModelError, RuntimeFailureError, UsageError
 from onnxlr.planning.auto.goal import Limit
 from onnxlr.progress import silent
 from onnxlr.runtime import LEVELS, Job, run_job
+from onnxlr.scratch import Scratch
 from onnxlr.verification.comparison import Comparison
 from onnxlr.verification.runs import Runs
 
@@ -92,9 +92,9 @@ class Scores:
         self._feeds, self._isolate = list(feeds), isolate
         if self._measures and not self._feeds:
             raise DataError(f"{name}: there are no inputs on which outputs could be compared")
-        self._folder = tempfile.TemporaryDirectory(prefix="onnxlr-scores-")
+        self._folder = Scratch("onnxlr-scores-")
         try:
-            self._runs = Runs(Path(self._folder.name), isolate, silent, 0)
+            self._runs = Runs(self._folder.path, isolate, silent, 0)
             self._outputs = self._run(original, "original", name)
             self._check(name)
             self._scores = {
@@ -102,7 +102,7 @@ class Scores:
                 for source, function in self._functions.items()
             }
         except BaseException:
-            self._folder.cleanup()
+            self._folder.remove()
             raise
 
     def __enter__(self) -> Scores:  # noqa: PYI034  (Self is of Python 3.11)
@@ -118,7 +118,7 @@ class Scores:
 
     def close(self) -> None:
         """Remove the outputs; nothing can be compared any more."""
-        self._folder.cleanup()
+        self._folder.remove()
 
     def drops(self, model: Path) -> dict[str, float] | str:
         """Return how much worse a model is, by measure, or why it cannot be told.

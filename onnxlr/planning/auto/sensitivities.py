@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from onnxlr.planning.opened import open_weights
 from onnxlr.planning.sensitivity import Sensitivity
 from onnxlr.progress import Progress
 from onnxlr.runtime import run_task, store_arrays
+from onnxlr.scratch import scratch
 
 __all__ = ["Trial", "measure_damages", "sensitivities"]
 
@@ -66,8 +66,7 @@ def measure_damages(
     RuntimeFailureError
         If the model cannot be run.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxlr-sensitivity-") as name:
-        folder = Path(name)
+    with scratch("onnxlr-sensitivity-") as folder:
         opened, inputs = open_weights(reopen(), [trial.layer for trial in trials])
         write_model(opened, folder, "opened.onnx")
         originals: dict[str, npt.NDArray[Any]] = {}

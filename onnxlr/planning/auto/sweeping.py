@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -23,6 +22,7 @@ from onnxlr.planning.auto.report import Contender
 from onnxlr.planning.auto.request import AutoRequest
 from onnxlr.planning.auto.rounds import search
 from onnxlr.progress import Progress
+from onnxlr.scratch import scratch
 
 __all__ = ["SweepPoint", "SweepResult", "front", "limits_of", "sweep_budgets"]
 
@@ -173,8 +173,8 @@ def sweep_budgets(
     if sources.calibration is None:
         raise UsageError("a sweep needs calibration data to measure models on")
     with (
-        tempfile.TemporaryDirectory(prefix="onnxlr-sweep-") as folder,
-        prepare(model, request, sources, reopen, isolate, progress, Path(folder)) as prepared,
+        scratch("onnxlr-sweep-") as folder,
+        prepare(model, request, sources, reopen, isolate, progress, folder) as prepared,
     ):
         return _Sweep(prepared, request, limits).carry_out(model.name, plan_of)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from onnxlr.model.saving import copy_model, staging, write_model
 from onnxlr.plan import Choice, Proposal
 from onnxlr.planning import Making, Request
 from onnxlr.rewriting import emitted_bytes, released_bytes
+from onnxlr.scratch import scratch
 from onnxlr.training.constants import array_of
 from onnxlr.training.files import TrainingFiles
 from onnxlr.training.selection import current_values, running_values
@@ -93,12 +93,12 @@ def export_ternary(
     held = [{name: batch[name] for name in inputs} for batch in trained.data.held]
     changed = open_model(source.proto if source.path is None else source.path, check=False)
     with ExitStack() as folders:
-        name = folders.enter_context(tempfile.TemporaryDirectory(prefix="onnxlr-trained-"))
-        dense = write_dense(changed, values, Path(name), files.output.name)
+        place = folders.enter_context(scratch("onnxlr-trained-"))
+        dense = write_dense(changed, values, place, files.output.name)
         if files.dense is not None:
             # it takes its place with the result, or not at all
             copy_model(dense, folders.enter_context(staging(files.dense)), files.dense.name)
-        reopen = partial(open_model, Path(name) / files.output.name, check=False)
+        reopen = partial(open_model, place / files.output.name, check=False)
         making = making_of(trained, dense, wish.request)
         result = _result(deliver(Exported(dense, reopen, making, held)), files.dense, trained, wish)
     files.forget()

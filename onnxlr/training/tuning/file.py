@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from onnxlr.errors import (
 from onnxlr.model import Model
 from onnxlr.model.saving import copy_model, staging, write_model
 from onnxlr.plan import record_training
+from onnxlr.scratch import scratch
 from onnxlr.training.constants import array_of
 from onnxlr.training.data import Arrays, read_training_data
 from onnxlr.training.device import usable_device
@@ -142,8 +142,7 @@ class _Work:
 
     def carry_out(self, reopen: Callable[[], Model]) -> TuneResult:
         """Train, write, judge, prove and save."""
-        with tempfile.TemporaryDirectory(prefix="onnxlr-tune-") as name:
-            folder = Path(name)
+        with scratch("onnxlr-tune-") as folder:
             (folder / "runs").mkdir()
             inputs = [spec.name for spec in signature(self.original)]
             runs = FileRuns(folder / "runs", self.data.held, inputs, self.demands.isolate)

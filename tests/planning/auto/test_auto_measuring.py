@@ -381,7 +381,7 @@ def test_small_models_are_measured_and_deleted_before_they_fill_the_disk(
 ) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    monkeypatch.setattr(measuring.tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
     monkeypatch.setattr(measuring, "_DISK", 100)
     bench, layers = bench_of(two((7, 8)), FEED, tmp_path)
     left: list[int] = []
