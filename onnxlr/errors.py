@@ -33,6 +33,7 @@ __all__ = [
     "TrainingError",
     "UsageError",
     "VerificationError",
+    "check_known",
     "expected_one_of",
     "nearest",
 ]
@@ -179,6 +180,28 @@ def expected_one_of(known: Iterable[str], given: str) -> str:
     names = list(known)
     near = nearest(names, given)
     return f"expected one of {', '.join(names)}" if near is None else f"did you mean '{near}'?"
+
+
+def check_known(what: str, value: str, known: Iterable[str]) -> None:
+    """Refuse a value that is none of those known.
+
+    Parameters
+    ----------
+    what
+        The value is of.
+    value
+        What was given.
+    known
+        Values that would do.
+
+    Raises
+    ------
+    UsageError
+        Naming the nearest, or all.
+    """
+    names = list(known)
+    if value not in names:
+        raise UsageError(f"{what} '{value}' is unknown; {expected_one_of(names, value)}")
 
 
 def nearest(known: Iterable[str], given: str) -> str | None:

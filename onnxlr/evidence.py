@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxlr.errors import UsageError, expected_one_of
+from onnxlr.errors import UsageError, check_known
 from onnxlr.layers import Layer
 from onnxlr.metrics import (
     METRICS,
@@ -253,8 +253,7 @@ class Evidence:
         UsageError
             If what the metric needs is not known of this layer.
         """
-        if name not in METRICS:
-            raise UsageError(f"metric '{name}' is unknown; {expected_one_of(METRICS, name)}")
+        check_known("metric", name, METRICS)
         if solver is not None and name != "fisher":
             raise UsageError(f"solver '{solver}' is for metric fisher, not {name}")
         if name == "frobenius":

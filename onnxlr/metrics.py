@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from onnxlr.errors import UsageError, expected_one_of
+from onnxlr.errors import UsageError, check_known
 
 __all__ = [
     "METRICS",
@@ -176,8 +176,7 @@ class Fisher(Metric):
         UsageError
             If the importance cannot be used, or the solver is unknown.
         """
-        if solver not in SOLVERS:
-            raise UsageError(f"solver '{solver}' is unknown; {expected_one_of(SOLVERS, solver)}")
+        check_known("solver", solver, SOLVERS)
         self.importance = _checked(importance)
         self.solver = solver
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnxlr.errors import UsageError, expected_one_of
+from onnxlr.errors import UsageError, check_known
 from onnxlr.lowering.cast_weights import CastWeights
 from onnxlr.lowering.dequantize_linear import DequantizeLinear
 from onnxlr.lowering.dynamic_int8 import DynamicInt8
@@ -130,7 +130,5 @@ TARGETS: dict[str, Target] = {
 
 def find_target(name: str) -> Target:
     """Return the target of that name; raises UsageError naming the nearest."""
-    if name in TARGETS:
-        return TARGETS[name]
-    hint = expected_one_of(TARGETS, name)
-    raise UsageError(f"target '{name}' is unknown; {hint}")
+    check_known("target", name, TARGETS)
+    return TARGETS[name]

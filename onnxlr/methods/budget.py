@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import ClassVar
 
 from onnxlr.errors import UsageError
+from onnxlr.methods.method import check_choices
 
 __all__ = ["DEFAULT_MAX_ERROR", "MOST_BITS", "Budget", "RankBudget", "check_size"]
 
@@ -46,7 +47,11 @@ class Budget:
     most: ClassVar[Mapping[str, float]] = {"ratio": 1.0, "bits": MOST_BITS}
     """What budgets of a size may be at most: no weight takes more as it is."""
 
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Options of a fixed set of values, and these."""
+
     def __post_init__(self) -> None:
+        check_choices(self)
         given = [name for name in self.budgets if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} are both given, expected one budget")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -63,10 +63,7 @@ class CpOptions(TensorOptions):
 
     form: str | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.form not in (None, "auto", *FORMS):
-            raise UsageError(f"form '{self.form}' is unknown, expected auto, {' or '.join(FORMS)}")
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"form": ("auto", *FORMS)}
 
     def __str__(self) -> str:
         form = f", {self.form}" if self.form else ""

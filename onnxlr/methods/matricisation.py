@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from onnxlr.errors import UsageError
+from onnxlr.errors import UsageError, check_known
 from onnxlr.metrics import Metric, Weighing, row_importance, unfold_inputs
 from onnxlr.numbers import Format
 from onnxlr.stages import Chain, Convolution, Linear, Stage
@@ -319,8 +319,8 @@ def matricisations(
     UsageError
         If the form is unknown, or the weight has not got it.
     """
-    if form not in (None, "auto", *FORMS):
-        raise UsageError(f"form '{form}' is unknown, expected auto, {', '.join(FORMS)}")
+    if form is not None:
+        check_known("form", form, ("auto", *FORMS))
     if groups is None:
         if form not in (None, "auto"):
             raise UsageError(f"form '{form}' is for convolutions, the weight is a matrix")

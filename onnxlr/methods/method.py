@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxlr.errors import UsageError
+from onnxlr.errors import UsageError, check_known
 from onnxlr.layers import Layer
 from onnxlr.metrics import Frobenius, Metric
 from onnxlr.numbers import Format
@@ -24,6 +25,8 @@ __all__ = [
     "Rounding",
     "Setting",
     "Versioned",
+    "check_choices",
+    "choices_of",
     "format_of",
     "option_names",
 ]
@@ -38,6 +41,23 @@ class Options(Protocol):
 def option_names(options: type[Options]) -> tuple[str, ...]:
     """Return the names of the options of a method."""
     return tuple(field.name for field in fields(options))
+
+
+def choices_of(options: type[Options]) -> Mapping[str, Sequence[str]]:
+    """Return the options of a method that have a fixed set of values, and these.
+
+    Classes of options say so in `choices`.
+    """
+    found: Mapping[str, Sequence[str]] = getattr(options, "choices", {})
+    return found
+
+
+def check_choices(options: Options) -> None:
+    """Refuse options that have a fixed set of values and are none of these; raises UsageError."""
+    for name, known in choices_of(type(options)).items():
+        value = getattr(options, name)
+        if value is not None:
+            check_known(name, value, known)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from onnxlr.methods.method import Options, Setting
 from onnxlr.methods.offering import Occasion, Offer
 from onnxlr.methods.spectrum import Spectrum
 from onnxlr.metrics import relative_error
-from onnxlr.numbers import Format
+from onnxlr.numbers import FORMATS, Format
 from onnxlr.stages import Chain, Convolution, Linear, Lookup, Stage, Sum
 
 __all__ = ["Quantize", "QuantizeOptions", "round_whole"]
@@ -44,6 +45,8 @@ class QuantizeOptions:
 
     correction_rank: int | None = None
     correction_format: str | None = None
+
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"correction_format": FORMATS}
 
     def __post_init__(self) -> None:
         rank = self.correction_rank

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnxlr.errors import UsageError, expected_one_of
+from onnxlr.errors import UsageError, check_known
 from onnxlr.methods.cp import Cp
 from onnxlr.methods.kronecker import Kronecker
 from onnxlr.methods.method import Keep, Method, Options, option_names
@@ -46,9 +46,8 @@ METHODS: dict[str, Method] = {
 
 def find_method(name: str) -> Method:
     """Return the method of that name; raises UsageError naming the nearest."""
-    if name in METHODS:
-        return METHODS[name]
-    raise UsageError(f"method '{name}' is unknown; {expected_one_of(METHODS, name)}")
+    check_known("method", name, METHODS)
+    return METHODS[name]
 
 
 def options_for(method: str, values: dict[str, Any]) -> Options:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from onnxlr.errors import UsageError
 from onnxlr.methods.atoms import BIT, Asked, Fitted, Form, Sizes, Weight, candidates, search
 from onnxlr.methods.budget import MOST_BITS, check_size
-from onnxlr.methods.method import Options, Setting
+from onnxlr.methods.method import Options, Setting, check_choices
 from onnxlr.methods.offering import Occasion, Offer
 from onnxlr.metrics import relative_error
 from onnxlr.numbers.atom_storage import FLOATS
@@ -83,7 +84,10 @@ class SparseQuantizedOptions:
     dictionary_bits: int | None = None
     recombine: str | None = None
 
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"recombine": RECOMBINE}
+
     def __post_init__(self) -> None:
+        check_choices(self)
         budgets = ("bits", "max_error", "atoms")
         given = [name for name in budgets if getattr(self, name) is not None]
         if len(given) > 1:
@@ -98,7 +102,6 @@ class SparseQuantizedOptions:
                 raise UsageError(f"{name} {value} is not a whole number of at least 1")
         _expect("value_bits", self.value_bits, (0, 2, 3, 4, 5, 6, 7, 8, 16, 32))
         _expect("dictionary_bits", self.dictionary_bits, (0, 4, 8, 16, 32))
-        _expect("recombine", self.recombine, RECOMBINE)
 
     def __str__(self) -> str:
         if None not in (
@@ -224,7 +227,7 @@ class SparseQuantized:
         return tuple(Offer(SparseQuantizedOptions(bits=bits)) for bits in offered)
 
 
-def _expect(name: str, value: int | str | None, known: tuple[int, ...] | tuple[str, ...]) -> None:
+def _expect(name: str, value: int | None, known: tuple[int, ...]) -> None:
     if value is not None and (isinstance(value, bool) or value not in known):
         raise UsageError(f"{name} {value} is unknown, expected one of {', '.join(map(str, known))}")
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from onnxlr.errors import UsageError
 from onnxlr.methods.budget import RankBudget
 from onnxlr.methods.factors import encode_factors, fit_elements
-from onnxlr.methods.matricisation import Matricisation, form_of, matricisations
+from onnxlr.methods.matricisation import FORMS, Matricisation, form_of, matricisations
 from onnxlr.methods.method import Options, Setting
 from onnxlr.methods.offering import Occasion, Offer
 from onnxlr.methods.spectrum import Spectrum
@@ -41,6 +41,8 @@ class SvdOptions(RankBudget):
     """
 
     form: str | None = None
+
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"form": ("auto", *FORMS)}
 
     def __str__(self) -> str:
         form = f", {self.form}" if self.form else ""

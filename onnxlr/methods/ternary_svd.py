@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from onnxlr.errors import UsageError
 from onnxlr.methods.budget import RankBudget
-from onnxlr.methods.matricisation import Matricisation, form_of, matricisations
+from onnxlr.methods.matricisation import FORMS, Matricisation, form_of, matricisations
 from onnxlr.methods.method import Options, Setting
 from onnxlr.methods.offering import Occasion, Offer
 from onnxlr.methods.scaled_rows import ScaledRows, smallest_kept
@@ -76,14 +76,13 @@ class TernarySvdOptions(RankBudget):
 
     budgets: ClassVar[tuple[str, ...]] = (*RankBudget.budgets, "tolerance_spectral")
     most: ClassVar[Mapping[str, float]] = {**RankBudget.most, "ratio": inf}
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"form": ("auto", *FORMS), "fit": FITS}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         spectral = self.tolerance_spectral
         if spectral is not None and not 0 < spectral < 1:
             raise UsageError(f"tolerance_spectral {spectral} is not above 0 and below 1")
-        if self.fit not in (None, *FITS):
-            raise UsageError(f"fit '{self.fit}' is unknown, expected one of {', '.join(FITS)}")
         if self.sweeps is not None and (not isinstance(self.sweeps, int) or self.sweeps < 0):
             raise UsageError(f"sweeps {self.sweeps} is not a whole number of at least 0")
 

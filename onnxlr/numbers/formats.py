@@ -8,7 +8,7 @@ from typing import ClassVar
 import ml_dtypes  # gives numpy the type bfloat16
 import numpy as np
 
-from onnxlr.errors import UsageError, expected_one_of
+from onnxlr.errors import UsageError, check_known
 
 __all__ = ["FORMATS", "GROUP_SIZES", "MOST_TERMS", "ROUNDINGS", "Format"]
 
@@ -69,15 +69,12 @@ class Format:
         UsageError
             If one of them is unknown, or a float format is given groups or rounding.
         """
-        if kind not in FORMATS:
-            raise UsageError(f"format '{kind}' is unknown; {expected_one_of(FORMATS, kind)}")
+        check_known("format", kind, FORMATS)
         if group_size is not None and group_size not in GROUP_SIZES:
             sizes = ", ".join(map(str, GROUP_SIZES))
             raise UsageError(f"group size {group_size} is unknown, expected one of {sizes}")
-        if rounding is not None and rounding not in ROUNDINGS:
-            raise UsageError(
-                f"rounding '{rounding}' is unknown; {expected_one_of(ROUNDINGS, rounding)}"
-            )
+        if rounding is not None:
+            check_known("rounding", rounding, ROUNDINGS)
         if kind not in cls._BITS:
             if group_size or rounding not in (None, "nearest"):
                 raise UsageError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from onnxlr.errors import UsageError, expected_one_of
+from onnxlr.errors import UsageError, check_known
 from onnxlr.layers import Layer
 from onnxlr.lowering import ACTIVATIONS, find_target
 from onnxlr.methods import Options, Recipe, Rounding, SvdOptions, find_method, format_of
@@ -79,12 +79,12 @@ class Request:
         find_method(self.method)
         find_target(self.target)
         if self.activations is not None:
-            _expect("activations", self.activations, ACTIVATIONS)
-        _expect("allocate", self.allocate, ALLOCATIONS)
+            check_known("activations", self.activations, ACTIVATIONS)
+        check_known("allocate", self.allocate, ALLOCATIONS)
         if self.metric is not None:
-            _expect("metric", self.metric, METRICS)
+            check_known("metric", self.metric, METRICS)
         if self.solver is not None:
-            _expect("solver", self.solver, SOLVERS)
+            check_known("solver", self.solver, SOLVERS)
             if self.metric != "fisher":
                 raise UsageError(f"solver '{self.solver}' is for metric fisher: give that as well")
         if self.rounding == "gptq" and self.metric not in (None, *_OF_INPUTS):
@@ -130,8 +130,3 @@ class Request:
         if isinstance(method, Rounding) and metric in _OF_INPUTS:
             usual = method.default_rounding
         return Recipe(metric, self.rounding or usual, self.bias_correction, self.solver)
-
-
-def _expect(what: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UsageError(f"{what} '{value}' is unknown; {expected_one_of(known, value)}")

@@ -217,7 +217,7 @@ def test_layers_that_cannot_have_what_is_asked_are_kept_and_say_why(
         (("--value-bits", 9), ("value_bits 9 is unknown", "expected one of 0, 2")),
         (("--value-bits", 1), ("value_bits 1 is unknown",)),
         (("--dictionary-bits", 5), ("dictionary_bits 5 is unknown", "0, 4, 8, 16, 32")),
-        (("--recombine", "never"), ("recombine never is unknown", "load, run")),
+        (("--recombine", "never"), ("recombine 'never' is unknown", "load, run")),
         (("--rank", 3), ("'sparse_quantized' has no option 'rank'", "dictionary_bits")),
         (("--ratio", 0.5), ("no option 'ratio'",)),
         (("--group-size", 32), ("group size", "give --format")),
@@ -251,7 +251,7 @@ FORM = {"atoms": 8, "tile": 2, "nonzeros": 1, "value_bits": 0, "dictionary_bits"
         ({"options": {**FORM, "nozeros": 2}}, ("unknown key 'nozeros'", "nonzeros")),
         ({"options": {**FORM, "atoms": "8"}}, ("options.atoms", '"8"', "whole number")),
         ({"options": {**FORM, "atoms": True}}, ("options.atoms", "true")),
-        ({"options": {**FORM, "recombine": "later"}}, ("recombine later", "load, run")),
+        ({"options": {**FORM, "recombine": "later"}}, ("recombine 'later'", "load, run")),
         ({"options": {**FORM, "dictionary_bits": 0}}, ("'second'", "as many atoms, and values")),
         (
             {"options": {**FORM, "nonzeros": 9, "value_bits": 4}},

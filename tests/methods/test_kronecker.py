@@ -176,7 +176,7 @@ REFUSED = [
     (MATRIX, {"modes": "12,20"}, r"are 1 of the inputs and 1 of the outputs"),
     (MATRIX, {"modes": "3x4,5x5"}, r"modes 5x5 multiply to 25, but the weight has 20 outputs"),
     (MATRIX, {"modes": "3x4,4x5", "rank": "2x2"}, r"rank 2x2 has 2 numbers, expected 1"),
-    (MATRIX, {"order": "up"}, r"order 'up' is unknown, expected one of forward, backward"),
+    (MATRIX, {"order": "up"}, r"order 'up' is unknown; expected one of forward, backward"),
     (KERNEL, {"ratio": 0.01}, r"ratio 0.01.* is less than the smallest form"),
     (np.ones((8, 1, 3, 3)), {}, r"has one input channel: a Kronecker decomposition"),
     (np.ones((2, 8, 6)), {}, r"the weight is a stack of matrices"),

@@ -189,7 +189,7 @@ def test_sides_of_unequal_numbers_of_modes():
 
 
 @settings(deadline=None, max_examples=15)
-@given(ratio=st.floats(0.2, 1.1), groups=st.integers(1, 2), seed=st.integers(0, 99))
+@given(ratio=st.floats(0.2, 1.0), groups=st.integers(1, 2), seed=st.integers(0, 99))
 def test_the_ratio_is_kept_and_nearly_used_up(ratio, groups, seed):
     kernel = drawn(seed, 10 * groups, 8, 3, 3)
     chain = onnxlr.decompose(kernel, "tensor_train", ratio=ratio, groups=groups)
@@ -288,7 +288,7 @@ def test_there_are_two_orders_of_a_matrix_and_one_of_a_kernel():
 
 MATRIX, KERNEL = np.ones((12, 20)), np.ones((8, 6, 3, 3))
 REFUSED = [
-    (MATRIX, {"order": "inward"}, r"order 'inward' is unknown, expected one of forward, backward"),
+    (MATRIX, {"order": "inward"}, r"order 'inward' is unknown; did you mean 'forward'"),
     (MATRIX, {"modes": "3x4,5x5"}, r"modes 5x5 multiply to 25, but the weight has 20 outputs"),
     (MATRIX, {"modes": "12,20"}, r"one mode of 12 inputs and one of 20 outputs.*method svd"),
     (np.ones((7, 13)), {}, r"one mode of 7 inputs and one of 13 outputs"),

@@ -362,7 +362,7 @@ def test_a_whole_window_stays_in_one_stage():
 def test_what_makes_no_sense_is_refused_by_name():
     weight = _weight(20, 12, 10)
     refused = [
-        ({"fit": "best"}, "fit 'best' is unknown, expected one of alternating, published"),
+        ({"fit": "best"}, "fit 'best' is unknown; expected one of alternating, published"),
         ({"rank": 3, "ratio": 2.0}, "rank and ratio are both given"),
         ({"max_error": 0.1, "tolerance_spectral": 0.1}, "max_error and tolerance_spectral are bo"),
         ({"tolerance_spectral": 0.0}, "tolerance_spectral 0.0 is not above 0 and below 1"),

@@ -105,7 +105,7 @@ class TestPenalties:
 
     @pytest.mark.parametrize("kind", ["l2", ""])
     def test_unknown_kind(self, kind: str) -> None:
-        with pytest.raises(UsageError, match="expected l1 or hoyer"):
+        with pytest.raises(UsageError, match="is unknown; expected one of l1, hoyer"):
             Penalties(kind=kind)
 
     def test_weights_below_0(self) -> None:

@@ -106,13 +106,13 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("more", "error", "message"),
         [
-            ({"form": "tucker"}, UsageError, "form 'tucker' is unknown, expected channel, input"),
-            ({"sparsity": "l0"}, UsageError, "sparsity 'l0' is unknown, expected l1 or hoyer"),
+            ({"form": "tucker"}, UsageError, "form 'tucker' is unknown; expected one of channel"),
+            ({"sparsity": "l0"}, UsageError, "sparsity 'l0' is unknown; expected one of l1, hoyer"),
             ({"ratio": 1.5}, UsageError, "ratio 1.5 is not above 0 and at most 1"),
             ({"ratio": 1e-3}, UsageError, "ratio 0.001 cannot be reached"),
             ({"energy_loss": 1.0}, UsageError, "energy_loss 1 is not at least 0 and below 1"),
             ({"energy_loss": 0.1, "ratio": 0.5}, UsageError, "both given"),
-            ({"count": "bytes"}, UsageError, "count 'bytes' is unknown, expected multiply-adds"),
+            ({"count": "bytes"}, UsageError, "count 'bytes' is unknown; expected one of multiply"),
             ({"sparse_part": 1.0}, UsageError, "sparse_part 1 is not at least 0 and below 1"),
             ({"steps": 1}, UsageError, "1 steps cannot be divided between two stages"),
             ({"rate": 0.0}, TrainingError, "rate 0.0 is not a finite number above 0"),

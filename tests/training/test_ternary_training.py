@@ -239,7 +239,7 @@ def not_a_number(outputs: Any, batch: Any) -> Any:
     ("asked", "error", "words"),
     [
         ({"method": "svd"}, UsageError, "method 'svd' makes no ternary layers"),
-        ({"train": "half"}, UsageError, "train 'half' is unknown, expected layers, scales, all"),
+        ({"train": "half"}, UsageError, "train 'half' is unknown; expected one of layers"),
         ({"every": 0}, UsageError, "every 0 is not a number of steps of at least 1"),
         ({"renewing": 1.5}, UsageError, "renewing 1.5 is not a part from 0 to 1"),
         ({"feedback": 2.0}, UsageError, "feedback 2 is not a fraction from 0 to 1"),

@@ -193,7 +193,7 @@ def test_the_tolerance_asked_is_held() -> None:
     [
         ({"eta": 0.0}, "eta 0 is not a number above 0"),
         ({"eta": float("nan")}, "eta nan is not a number above 0"),
-        ({"scales": "learnt"}, "scales 'learnt' is unknown, expected solved or trained"),
+        ({"scales": "learnt"}, "scales 'learnt' is unknown; expected one of solved, t"),
     ],
 )
 def test_unusable_manners(manner: dict[str, Any], words: str) -> None:

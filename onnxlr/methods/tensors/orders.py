@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
-from onnxlr.errors import UsageError
 from onnxlr.methods.method import Options, Setting
 from onnxlr.methods.tensors.method import TensorMethod
 from onnxlr.methods.tensors.options import TensorOptions
@@ -29,12 +29,7 @@ class TrainOptions(TensorOptions):
 
     order: str | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.order not in (None, *ORDERS):
-            raise UsageError(
-                f"order '{self.order}' is unknown, expected one of {', '.join(ORDERS)}"
-            )
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"order": ORDERS}
 
     def __str__(self) -> str:
         order = f", {self.order}" if self.order else ""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from math import inf, isfinite, nan
 
 from onnxlr.calibration.data import is_function
-from onnxlr.errors import UsageError
+from onnxlr.errors import UsageError, check_known, nearest
 
 __all__ = ["AIMS", "MEASURES", "Goal", "Limit"]
 
@@ -76,9 +75,8 @@ class Limit:
     def check(self) -> None:
         """Refuse measures that do not exist and drops that mean nothing; raises UsageError."""
         if self.is_function and not is_function(self.measure):
-            near = get_close_matches(self.measure.lower(), MEASURES, n=1)
-            known = ", ".join(MEASURES)
-            hint = f"did you mean '{near[0]}'?" if near else f"expected {known} or module:function"
+            near, known = nearest(MEASURES, self.measure), ", ".join(MEASURES)
+            hint = f"did you mean '{near}'?" if near else f"expected {known} or module:function"
             raise UsageError(f"drop '{self.text}': unknown measure '{self.measure}'; {hint}")
         if not isfinite(self.drop) or self.drop < 0:
             raise UsageError(
@@ -114,10 +112,7 @@ class Goal:
 
     def check(self) -> None:
         """Refuse what means nothing or contradicts itself; raises UsageError."""
-        if self.aim not in AIMS:
-            near = get_close_matches(self.aim.lower(), AIMS, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(AIMS)}"
-            raise UsageError(f"goal '{self.aim}' is unknown; {hint}")
+        check_known("goal", self.aim, AIMS)
         for name, fraction in (("size", self.max_size), ("latency", self.max_latency)):
             if fraction is not None and not 0 < fraction <= 1:  # NaN is refused, too
                 raise UsageError(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxlr.errors import UsageError
+from onnxlr.errors import check_known
 from onnxlr.training.placement import Placement
 from onnxlr.training.torch_import import torch
 
@@ -128,10 +128,9 @@ class FactoredWeight(torch.nn.Module):
         sizes = torch.linalg.vector_norm(self.values, dim=0)
         if kind == "l1":
             return sizes.sum()
-        if kind == "hoyer":
-            norm = torch.linalg.vector_norm(sizes)
-            return sizes.sum() / norm.clamp_min(torch.finfo(norm.dtype).tiny) - 1
-        raise UsageError(f"sparsity '{kind}' is unknown, expected {' or '.join(SPARSITIES)}")
+        check_known("sparsity", kind, SPARSITIES)
+        norm = torch.linalg.vector_norm(sizes)
+        return sizes.sum() / norm.clamp_min(torch.finfo(norm.dtype).tiny) - 1
 
 
 SPARSITIES = ("l1", "hoyer")

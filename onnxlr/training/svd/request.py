@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from onnxlr.errors import UsageError
+from onnxlr.errors import UsageError, check_known
 from onnxlr.methods.matricisation import FORMS
 from onnxlr.planning import Selection
 from onnxlr.training.svd.ranks import COUNTS, LayerWork, ranks_of_energy, ranks_within
@@ -46,8 +46,7 @@ class Cut:
             raise UsageError(f"energy_loss {self.energy_loss:g} is not at least 0 and below 1")
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise UsageError(f"ratio {self.ratio:g} is not above 0 and at most 1")
-        if self.count not in COUNTS:
-            raise UsageError(f"count '{self.count}' is unknown, expected {' or '.join(COUNTS)}")
+        check_known("count", self.count, COUNTS)
 
     def ranks(
         self, energies: Mapping[str, npt.NDArray[np.float64]], works: Mapping[str, LayerWork]
@@ -81,8 +80,7 @@ class SvdRequest:
     selection: Selection = field(default_factory=Selection)
 
     def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise UsageError(f"form '{self.form}' is unknown, expected {', '.join(FORMS)}")
+        check_known("form", self.form, FORMS)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf, isfinite, sqrt
 from typing import Any
 
-from onnxlr.errors import UsageError
+from onnxlr.errors import UsageError, check_known
 from onnxlr.training.checkpoint import put_back
 from onnxlr.training.data import Arrays
 from onnxlr.training.judging import Score, mean_over, tensors_of
@@ -61,10 +61,7 @@ class Penalties:
         for name, weight in (("orthogonality", self.orthogonality), ("sparsity", self.sparsity)):
             if not (0 <= weight < inf):
                 raise UsageError(f"{name} is {weight:g}, expected a weight of 0 or more")
-        if self.kind not in SPARSITIES:
-            raise UsageError(
-                f"sparsity '{self.kind}' is unknown, expected {' or '.join(SPARSITIES)}"
-            )
+        check_known("sparsity", self.kind, SPARSITIES)
 
     def of(self, weights: Sequence[FactoredWeight]) -> Tensor:
         """Return the weighted sum over factored weights, one number."""

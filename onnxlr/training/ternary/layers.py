@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxlr.errors import UsageError
+from onnxlr.errors import UsageError, check_known
 from onnxlr.layers import Layer, read_weight
 from onnxlr.methods import TernaryOptions, TernarySvdOptions
 from onnxlr.methods.matricisation import Matricisation, matricisations
@@ -58,8 +58,7 @@ class Manner:
             raise UsageError(f"eta {self.eta:g} is not a number above 0")
         if not 0 <= self.feedback <= 1:
             raise UsageError(f"feedback {self.feedback:g} is not a fraction from 0 to 1")
-        if self.scales not in SCALES:
-            raise UsageError(f"scales '{self.scales}' is unknown, expected {' or '.join(SCALES)}")
+        check_known("scales", self.scales, SCALES)
 
 
 @dataclass(frozen=True)

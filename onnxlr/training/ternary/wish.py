@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxlr.calibration import DataSource
-from onnxlr.errors import UsageError
+from onnxlr.errors import UsageError, check_known
 from onnxlr.methods import TernarySvdOptions
 from onnxlr.model import Model
 from onnxlr.planning import Request
@@ -90,8 +90,7 @@ class Wish:
                 f"method '{self.request.method}' makes no ternary layers, expected one of "
                 f"{', '.join(METHODS)}"
             )
-        if self.train not in TRAINED:
-            raise UsageError(f"train '{self.train}' is unknown, expected {', '.join(TRAINED)}")
+        check_known("train", self.train, TRAINED)
         if self.every < 1:
             raise UsageError(f"every {self.every} is not a number of steps of at least 1")
         if not 0 <= self.renewing <= 1:
