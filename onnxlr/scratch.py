@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, TypeVar
 
 from onnxlr.errors import ScratchError
@@ -31,7 +31,7 @@ try:
 except ImportError:  # not on Windows, where folders of killed processes stay until they are old
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK", "Scratch", "is_full", "scratch", "temporary", "undisturbed"]
+__all__ = ["LOCK", "Scratch", "alone_in", "is_full", "scratch", "temporary", "undisturbed"]
 
 LOCK = ".onnxlr-lock"
 """Name of the file in a folder that is locked."""
@@ -41,6 +41,9 @@ _OLD = 7 * 86400.0
 
 _YOUNG = 60.0
 """Seconds in which an empty folder without a lock may be one that is being made, or removed."""
+
+_START = 1.0
+"""Seconds in which a thread begins, if it was started at all before an interruption."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What the system says where a disk takes no more: full, over a quota, too large, read-only."""
@@ -155,24 +158,41 @@ def undisturbed(work: Callable[[], Result]) -> Result:
     """
     found: list[Result] = []
     failed: list[BaseException] = []
+    begun, done = Event(), Event()
 
     def do() -> None:
+        begun.set()
         try:
             found.append(work())
         except BaseException as error:  # noqa: BLE001  (raised where it belongs)
             failed.append(error)
+        finally:
+            done.set()
 
-    thread = Thread(target=do)
     try:
-        thread.start()
-        thread.join()
+        Thread(target=do).start()
+        done.wait()  # joining a thread twice does not wait again in Python 3.11
     except BaseException:
-        if thread.ident is not None:
-            thread.join()
+        if begun.wait(_START):
+            done.wait()
         raise
     if failed:
         raise failed[0]
     return found[0]
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is here with the same folder, as far as its disk knows locks."""
+    lock = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if lock is not None:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def is_full(error: OSError) -> bool:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from onnx import TensorProto, helper
 
+from onnxlr.errors import ModelError
 from onnxlr.model.external import Extent
 from onnxlr.model.tensors import make_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
     from types import TracebackType
 
@@ -122,17 +123,16 @@ class DataFile:
         return self._placed(tensor, raw)
 
     def copy(self, tensor: TensorProto, extent: Extent) -> Extent:
-        """Copy a tensor's external data here."""
-        with extent.path.open("rb") as source:
-            source.seek(extent.offset)
-            left = extent.length
-            begin = self._begin()
-            while left:
-                block = source.read(min(left, _BLOCK))
-                if not block:
-                    raise OSError(f"{extent.path} became shorter while it was read")
-                self._file.write(block)
-                left -= len(block)
+        """Copy a tensor's external data here.
+
+        Raises
+        ------
+        ModelError
+            If it cannot be read any more.
+        """
+        begin = self._begin()
+        for block in _blocks(extent):
+            self._file.write(block)
         return self._refer(tensor, begin, extent.length)
 
     def read(self, tensor: TensorProto) -> bytes:
@@ -172,3 +172,18 @@ class DataFile:
             self._stream = self.path.open("r+b" if self._extents else "wb")
             self._stream.seek(0, SEEK_END)
         return self._stream
+
+
+def _blocks(extent: Extent) -> Iterator[bytes]:
+    """Yield a part of a file in blocks; raises ModelError if it cannot be read."""
+    try:
+        with extent.path.open("rb") as stream:
+            stream.seek(extent.offset)
+            left = extent.length
+            while left and (block := stream.read(min(left, _BLOCK))):
+                left -= len(block)
+                yield block
+    except OSError as error:
+        raise ModelError(f"{extent.path}: cannot be read: {error.strerror}") from error
+    if left:
+        raise ModelError(f"{extent.path}: became shorter while it was read")

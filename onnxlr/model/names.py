@@ -30,6 +30,8 @@ class Names:
     def _take(self, graph: onnx.GraphProto | onnx.FunctionProto) -> None:
         for node in graph.node:
             self._taken.update((node.name, *node.input, *node.output))
+            for attribute in node.attribute:  # what the tensor of a Constant calls itself
+                self._taken.update(t.name for t in (attribute.t, *attribute.tensors))
         for values in (graph.input, graph.output, graph.value_info):
             self._taken.update(v if isinstance(v, str) else v.name for v in values)
         if hasattr(graph, "initializer"):

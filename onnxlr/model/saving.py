@@ -16,10 +16,10 @@ from onnxlr.model.data_file import SMALL, DataFile
 from onnxlr.model.external import extent_of
 from onnxlr.model.model import tensors_of
 from onnxlr.model.tensors import is_external
-from onnxlr.scratch import LOCK, scratch
+from onnxlr.scratch import LOCK, alone_in, scratch, undisturbed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from onnxlr.model.model import Model
 
@@ -72,7 +72,8 @@ def staging(output: Path) -> Iterator[Path]:
 
     Files move when the block ends without an exception and only if a file of the output's own name
     is among them; the model moves last, so that it never stands beside data it does not belong to.
-    A folder that a killed process left behind is removed first.
+    Nor does it where other processes write the same output. A folder that a killed process left
+    behind is removed first.
     """
     try:
         with scratch(_STAGED, output.absolute().parent) as folder:
@@ -87,18 +88,26 @@ def staging(output: Path) -> Iterator[Path]:
 
 def _is_elsewhere(error: OSError, place: Path) -> bool:
     """Whether an error is about a file that is not in a folder; a full disk names none."""
-    named = error.filename
+    named = error.filename if error.filename2 is None else error.filename2  # where a copy goes
     return isinstance(named, str | os.PathLike) and not Path(named).is_relative_to(place)
 
 
 def _move(folder: Path, output: Path) -> None:
-    others = sorted(p for p in _files(folder) if p != folder / output.name)
-    if others:
+    """Move files in place, all of them at once as far as others and interruptions go."""
+    files = sorted(_files(folder), key=lambda file: (file == folder / output.name, file))
+    for file in files:  # which takes long where they are large
+        _sync(file)
+    with alone_in(output.parent):
+        undisturbed(lambda: _place(files, folder, output))
+
+
+def _place(files: Sequence[Path], folder: Path, output: Path) -> None:
+    """Move files in order; the last is the model."""
+    if len(files) > 1:
         output.unlink(missing_ok=True)
-    for file in (*others, folder / output.name):
+    for file in files:
         target = output.parent / file.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sync(file)
         file.replace(target)
     _sync(output.parent)
 
@@ -183,18 +192,21 @@ def write_model(model: Model, folder: Path, name: str) -> None:
 def data_file(model: Model, folder: Path, name: str) -> DataFile:
     """Return the data file of a model that is to be written into `folder`.
 
-    It has another name than data which `model` refers to.
+    It has another name than data which `model` refers to, and than a folder that is there.
     """
     sources = [model.directory / location for location in model.external_files()]
     location, number = f"{name}.data", 1
-    while any(_is_same(folder.parent / location, source) for source in sources):
+    while _is_taken(folder.parent / location, sources):
         number += 1
         location = f"{name}.{number}.data"
     return DataFile(folder / location, is_needed=bool(sources))
 
 
-def _is_same(path: Path, other: Path) -> bool:
-    return path.exists() and other.exists() and path.samefile(other)
+def _is_taken(path: Path, sources: Sequence[Path]) -> bool:
+    """Return whether a file that moves to a path would meet a folder, or one of some files."""
+    if not path.exists():
+        return False
+    return path.is_dir() or any(each.exists() and path.samefile(each) for each in sources)
 
 
 def _may_move(tensor: onnx.TensorProto, model: Model, too_big: bool) -> bool:

@@ -16,7 +16,7 @@ import onnxlr
 from onnxlr.errors import ModelError
 from onnxlr.model import open_model, saving, tensors
 from onnxlr.model.data_file import DataFile
-from onnxlr.model.external import extent_of
+from onnxlr.model.external import Extent, extent_of
 from onnxlr.model.model import tensors_of
 from tests.classifier import classifier, samples
 from tests.fixtures import runnable_model, save_external
@@ -92,6 +92,21 @@ def test_external_data_is_copied_in_parts(tmp_path: Path) -> None:
     with DataFile(tmp_path / "b") as data:
         data.copy(tensor, extent_of(tensor, tmp_path / "source"))
     np.testing.assert_array_equal(values_of(tensor, tmp_path), values)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"1234", "became shorter"), (None, "cannot be read: No such file")]
+)
+def test_a_source_that_goes_away_is_named(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    if content is not None:
+        (tmp_path / "source").write_bytes(content)
+    with (
+        DataFile(tmp_path / "d") as data,
+        pytest.raises(ModelError, match=rf"^{tmp_path}/source: {reason}"),
+    ):
+        data.copy(TensorProto(name="w"), Extent(tmp_path / "source", 0, 8))
 
 
 # --- reading -------------------------------------------------------------------------------------

@@ -227,3 +227,34 @@ def test_a_constant_node_stays_where_it_is_needed(tmp_path: Path) -> None:
     kept = ["Constant", "MatMul", "MatMul", "ReduceMax"]
     assert [node.op_type for node in model.graph.node] == kept
     assert model.graph.node[0] == source.graph.node[0]
+
+
+def test_a_constant_that_calls_its_tensor_like_a_new_one_keeps_its_values(tmp_path: Path) -> None:
+    """New values are told by their names while they wait in a file beside the model."""
+    random = np.random.default_rng(2)
+    weight, added = (random.standard_normal((64, 64)).astype(np.float32) for _ in range(2))
+    constants = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(added, inner))
+        for name, inner in (("a", "layer.weight"), ("b", "layer.weight.2"), ("c", ""))
+    ]
+    nodes = [
+        *constants,
+        helper.make_node("MatMul", ["x", "W"], ["y0"], "layer"),
+        *(helper.make_node("Add", [f"y{i}", n], [f"y{i + 1}"]) for i, n in enumerate("abc")),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [64, 64])],
+        [helper.make_tensor_value_info("y3", TensorProto.FLOAT, [64, 64])],
+        [numpy_helper.from_array(weight, "W")],
+    )
+    opsets = [helper.make_opsetid("", 13)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
+    plan = svd_plan(["layer"], 20)
+    output = tmp_path / "o.onnx"
+    onnxlr.rewrite(tmp_path / "m.onnx", output, plan=plan, tolerance="cosine>=-1", isolate=False)
+    written = onnx.load(output).graph.node
+    for node in written:
+        if node.op_type == "Constant":
+            np.testing.assert_array_equal(numpy_helper.to_array(node.attribute[0].t), added)

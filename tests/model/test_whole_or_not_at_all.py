@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +84,23 @@ def test_a_full_disk_is_an_output_error(
     assert contents(source.parent.parent) == before
 
 
+def test_a_full_disk_is_that_of_the_output_where_files_are_copied(
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python says first what was copied, and then where to."""
+    source, output = places
+    before = contents(source.parent.parent)
+
+    def copied(one: Path, other: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(one), None, str(other))
+
+    monkeypatch.setattr(shutil, "copyfile", copied)
+    with pytest.raises(onnxlr.OutputError) as raised:
+        rewrite(source, output, EMPTY)
+    assert str(raised.value) == f"{output}: cannot be written: No space left on device"
+    assert contents(source.parent.parent) == before
+
+
 def test_a_failed_proof_hands_nothing_out(places: tuple[Path, Path]) -> None:
     source, output = places
     before = contents(source.parent.parent)
@@ -144,11 +164,78 @@ def test_files_are_on_the_disk_before_they_move(
     rewrite(source, output)
     assert steps == [
         ("sync", "m.onnx.data"),
-        ("move", "m.onnx.data"),
         ("sync", "m.onnx"),
+        ("move", "m.onnx.data"),
         ("move", "m.onnx"),
         ("sync", "out"),
     ]
+
+
+def test_an_interruption_does_not_part_model_and_data(
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = places
+    replace = Path.replace
+
+    def interrupted(path: Path, target: Path) -> Path:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)  # so that it would be heard here
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    before = signal.signal(signal.SIGINT, interrupted_once())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            rewrite(source, output)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert {path.name for path in output.parent.iterdir()} == {"m.onnx", "m.onnx.data"}
+    assert open_model(output).external_files() == ["m.onnx.data"]
+
+
+def interrupted_once() -> Callable[..., None]:
+    """Return a handler of signals that heeds the first of them, as the command line's does."""
+    heard: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        heard.append(number)
+        if len(heard) == 1:
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
+def test_nobody_else_moves_files_meanwhile(
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs with one output do not leave the model of one beside the data of the other."""
+    fcntl = pytest.importorskip("fcntl")
+    source, output = places
+    place, seen = saving._place, list[Path]()
+
+    def others_wait(*arguments: Any) -> None:
+        folder = os.open(output.parent, os.O_RDONLY)
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(folder)
+        seen.extend(arguments[0])
+        place(*arguments)
+
+    monkeypatch.setattr(saving, "_place", others_wait)
+    rewrite(source, output)
+    assert [path.name for path in seen] == ["m.onnx.data", "m.onnx"]
+    rewrite(source, output)  # nothing is held any more
+
+
+def test_a_folder_in_the_place_of_the_data_stays(places: tuple[Path, Path]) -> None:
+    source, output = places
+    output.with_name("m.onnx.data").unlink(missing_ok=True)
+    output.with_name("m.onnx.data").mkdir()
+    rewrite(source, output)
+    assert open_model(output).external_files() == ["m.onnx.2.data"]
+    assert output.with_name("m.onnx.data").is_dir()
 
 
 def test_require_change_writes_nothing(places: tuple[Path, Path]) -> None:
