@@ -11,11 +11,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 import onnxlr
 from onnxlr.errors import ExitCode
 from onnxlr.model import open_model
+from tests.classifier import FLOAT, one_node
 from tools.bench_large_model import make_model
 
 LAYERS, SIZE, RANK = 24, 128, 12
@@ -138,6 +141,15 @@ main(sys.argv[1:])
 """
 
 
+def run_on_a_small_disk(most: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", SMALL_DISK, str(most), *arguments[3:]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 @pytest.mark.parametrize(
     ("most", "jobs"), [(100_000, ()), (1_000_000, ()), (1_000_000, ("--jobs", "2"))]
 )
@@ -148,13 +160,7 @@ def test_a_full_disk_leaves_nothing_and_the_next_run_goes_on(
     source = hashes(model.parent)
     output, cache = tmp_path / "out" / "m.onnx", tmp_path / "cache"
     output.parent.mkdir()
-    arguments = command(model, output, "--cache", str(cache), *jobs)[3:]
-    done = subprocess.run(
-        [sys.executable, "-c", SMALL_DISK, str(most), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_on_a_small_disk(most, command(model, output, "--cache", str(cache), *jobs))
     assert done.returncode == ExitCode.USAGE, done.stderr
     assert f"error: {output}: cannot be written: File too large" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
@@ -165,3 +171,43 @@ def test_a_full_disk_leaves_nothing_and_the_next_run_goes_on(
     subprocess.run(command(model, output, "--cache", str(cache), *jobs), check=True)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert open_model(output).external_files() == ["m.onnx.data"]
+
+
+@pytest.mark.parametrize("jobs", [(), ("--jobs", "2")])
+def test_a_cache_that_takes_nothing_is_said_once(
+    model: Path, tmp_path: Path, jobs: tuple[str, ...]
+) -> None:
+    """Whoever fits the layers: files lie where folders of entries would be."""
+    output, cache = tmp_path / "m.onnx", tmp_path / "cache"
+    (cache / "fits").mkdir(parents=True)
+    for number in range(256):
+        (cache / "fits" / f"{number:02x}").touch()
+    arguments = command(model, output, "--cache", str(cache), *jobs)
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert " ".join(done.stderr.split()).count("fits cannot be kept there (File exists)") == 1
+    assert output.exists()
+
+
+@pytest.mark.parametrize("where", ["here", "in a child process"])
+def test_a_full_disk_of_temporary_files_is_no_fault_of_the_model(
+    tmp_path: Path, own_temporary_files: Path, where: str
+) -> None:
+    """No file can have more than a megabyte: too few for the inputs, or the outputs."""
+    inputs, outputs = (512, 64) if where == "here" else (64, 512)
+    weight = np.random.default_rng(0).standard_normal((inputs, outputs)).astype(np.float32)
+    file, output = tmp_path / "m.onnx", tmp_path / "out" / "m.onnx"
+    onnx.save(
+        one_node(
+            "MatMul", [("x", FLOAT, [1000, inputs])], [("y", FLOAT, [1000, outputs])], {"w": weight}
+        ),
+        file,
+    )
+    np.save(tmp_path / "d.npy", np.ones((1000, inputs), np.float32))
+    output.parent.mkdir()
+    arguments = command(file, output, "--data", str(tmp_path / "d.npy"))
+    done = run_on_a_small_disk(1_000_000, arguments)
+    said = f"error: {own_temporary_files}: temporary files cannot be written there (File too large)"
+    assert said in " ".join(done.stderr.split())
+    assert done.returncode == ExitCode.USAGE
+    assert list(output.parent.iterdir()) == []
+    assert list(own_temporary_files.glob("onnxlr-*")) == []
