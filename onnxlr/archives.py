@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import stat
 import zipfile
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -12,7 +14,7 @@ import numpy.typing as npt
 
 from onnxlr.errors import DataError
 
-__all__ = ["array_in", "arrays_of", "check_size"]
+__all__ = ["array_in", "arrays_of", "check_regular", "check_size"]
 
 Array = npt.NDArray[Any]
 
@@ -38,6 +40,7 @@ def arrays_of(path: Path) -> Array | dict[str, Array]:
     DataError
         If it cannot be read, holds Python objects, or claims more than it has.
     """
+    check_regular(path)
     try:
         with path.open("rb") as stream:
             start = stream.read(6)
@@ -55,6 +58,20 @@ def arrays_of(path: Path) -> Array | dict[str, Array]:
     except Exception as error:  # noqa: BLE001  (numpy, zipfile and zlib raise what the bytes lead to)
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: cannot be read: {reason}") from None
+
+
+def check_regular(path: Path) -> None:
+    """Refuse pipes and devices, which may never begin or never end.
+
+    Raises
+    ------
+    DataError
+        If the path is one; what there is not, or a folder, is for whoever opens it to say.
+    """
+    with suppress(OSError):
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise DataError(f"{path}: is no regular file, expected one that numpy wrote")
 
 
 def check_size(archive: zipfile.ZipFile, path: str | Path) -> None:

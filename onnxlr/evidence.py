@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxlr.errors import UsageError, check_known
+from onnxlr.errors import DataError, UsageError, check_known
 from onnxlr.layers import Layer
 from onnxlr.metrics import (
     METRICS,
@@ -22,6 +23,7 @@ from onnxlr.metrics import (
     Metric,
     unfold_inputs,
 )
+from onnxlr.model.claims import shape_text
 from onnxlr.statistics import Moments, PairMoments, Statistics
 
 __all__ = ["UNKNOWN", "Evidence", "Knowledge", "View"]
@@ -320,9 +322,17 @@ class Knowledge:
     input_covariance: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def of(self, layer: Layer) -> Evidence:
-        """Return what is known of a layer."""
+        """Return what is known of a layer.
+
+        Raises
+        ------
+        DataError
+            If the statistics are of other inputs than a layer of this weight has.
+        """
         key = self.keys.get(layer.name)
         found = self.statistics.of(key) if self.statistics and key else None
+        for moments in (found.fit, found.holdout) if found is not None else ():
+            _check_sizes(moments, layer)
         return Evidence(
             None if found is None else found.fit,
             None if found is None else found.holdout,
@@ -336,6 +346,20 @@ class Knowledge:
         if self.statistics is None:
             return "there are no statistics (give --calibration or --statistics)"
         return self.statistics.unobserved.get(layer.name)
+
+
+def _check_sizes(moments: Moments | None, layer: Layer) -> None:
+    """Refuse moments that are none of a layer's inputs, whatever their key says."""
+    if moments is None or layer.shape is None:
+        return
+    groups = layer.groups or 1
+    inputs = layer.shape[-2] if layer.groups is None else prod(layer.shape[1:])
+    if moments.means.shape != (len(layer.sites), groups, inputs):
+        raise DataError(
+            f"the statistics of layer '{layer.name}' are of {shape_text(moments.means.shape)} "
+            f"(sites, groups, inputs), expected {len(layer.sites)}×{groups}×{inputs}; "
+            "calibrate again"
+        )
 
 
 UNKNOWN = Knowledge()

@@ -319,7 +319,14 @@ def _cholesky(covariance: Matrix) -> Matrix:
     """Return the lower Cholesky factor of a covariance, which may be singular."""
     scale = float(np.trace(covariance)) / len(covariance)
     jitter = np.finfo(np.float64).eps * scale * len(covariance)
-    return np.asarray(linalg.cholesky(covariance + jitter * np.eye(len(covariance)), lower=True))
+    raised = covariance + jitter * np.eye(len(covariance))
+    try:
+        return np.asarray(linalg.cholesky(raised, lower=True))
+    except linalg.LinAlgError:
+        raise UsageError(
+            "a covariance has negative eigenvalues, as none of data has: calibrate again, or shrink"
+            " it further"
+        ) from None
 
 
 def _shrunk(covariance: npt.ArrayLike, shrinkage: float, what: str) -> Matrix:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from onnxlr.calibration.data import read_arrays_of
 from onnxlr.errors import DataError
 from onnxlr.layers import Layer
+from onnxlr.statistics import check_covariance
 
 __all__ = ["Importance", "ImportanceSource", "load_importance"]
 
@@ -144,10 +145,10 @@ def _inputs(values: Array, layer: Layer, where: str) -> Array:
 
 def _covariance(values: Array, where: str) -> Array:
     _check(values, where)
-    scale = float(np.abs(values).max(initial=0.0))
-    diagonal = np.diagonal(values, axis1=-2, axis2=-1)
-    if not np.allclose(values, values.swapaxes(-1, -2), atol=1e-5 * scale) or (diagonal < 0).any():
-        raise DataError(f"{where} is not symmetric with a diagonal of squares: no covariance")
+    try:
+        check_covariance(values)
+    except ValueError as error:
+        raise DataError(f"{where} is none: {error}") from None
     return values.astype(np.float64)
 
 

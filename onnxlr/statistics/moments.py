@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import linalg
 
-__all__ = ["Moments", "PairMoments"]
+__all__ = ["Moments", "PairMoments", "check_covariance"]
+
+_ROUNDING = 0.01
+"""Part of the mean diagonal that an eigenvalue may lie below zero, which rounding to float32 makes.
+
+Metrics damp by more."""
+
+_LARGEST = 1e100
+"""No float32 data has squares above; sums of larger numbers could leave what float64 holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +86,54 @@ class Moments:
             raise ValueError(
                 f"covariance has shape {self.covariance.shape}, expected {(groups, inputs, inputs)}"
             )
+
+    def check(self) -> None:
+        """Check that numbers from a file can be what was seen of any data.
+
+        Raises
+        ------
+        ValueError
+            If they cannot.
+        """
+        if self.counts.dtype.kind not in "iu" or (self.counts < 0).any():
+            raise ValueError("counts must be whole numbers of at least 0")
+        if sum(map(int, self.counts)) >= 2**63:  # their own sum would wrap around
+            raise ValueError("counts must be those of rows that there can be")
+        vectors = (self.low, self.high, self.output_low, self.output_high)
+        if any(vector.dtype.kind != "f" for vector in (self.means, *vectors)):
+            raise ValueError("means and ranges must be floats")
+        if not _are_finite(self.means):
+            raise ValueError("means must be finite numbers")
+        check_covariance(self.covariance)
+
+
+def _are_finite(values: npt.NDArray[Any]) -> bool:
+    with np.errstate(invalid="ignore", over="ignore"):  # comparing NaN, or float16
+        return bool((np.abs(values) < _LARGEST).all())
+
+
+def check_covariance(values: npt.NDArray[Any]) -> None:
+    """Check that square matrices, `(…, n, n)`, are covariances, up to rounding.
+
+    Raises
+    ------
+    ValueError
+        If one is not real, finite, symmetric and without negative eigenvalues.
+    """
+    if values.dtype.kind not in "fiu" or not _are_finite(values):
+        raise ValueError("a covariance must be of finite numbers")
+    for matrix in values.reshape(-1, *values.shape[-2:]).astype(np.float64, copy=False):
+        scale = float(np.abs(matrix).max(initial=0.0))
+        diagonal = np.diagonal(matrix)
+        if not np.allclose(matrix, matrix.T, atol=1e-5 * scale) or (diagonal < 0).any():
+            raise ValueError("a covariance must be symmetric with a diagonal of squares")
+        if not scale:
+            continue
+        raised = matrix + _ROUNDING * diagonal.mean() * np.eye(len(matrix))
+        try:
+            linalg.cholesky(raised, lower=True, overwrite_a=True, check_finite=False)
+        except linalg.LinAlgError:
+            raise ValueError("a covariance must have no negative eigenvalues") from None
 
 
 @dataclass(frozen=True, eq=False)

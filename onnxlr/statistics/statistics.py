@@ -134,8 +134,14 @@ class Statistics:
             raise ValueError(f"it has schema {values.get('schema')}, expected {_SCHEMA}")
 
         def moments(hashes: Mapping[str, str]) -> Moments:
-            return Moments(**{field: get(key) for field, key in hashes.items()})
+            found = Moments(**{field: get(key) for field, key in hashes.items()})
+            found.check()
+            return found
 
+        texts = (values["model_sha256"], values["data"], *values["notes"])
+        unobserved = dict(values["unobserved"])
+        if not all(isinstance(text, str) for text in (*texts, *unobserved.values())):
+            raise ValueError("hashes, notes and reasons must be text")
         layers = {
             key: LayerStatistics(**{part: moments(hashes) for part, hashes in parts.items()})
             for key, parts in values["layers"].items()
@@ -144,7 +150,7 @@ class Statistics:
             values["model_sha256"],
             values["data"],
             layers,
-            values["unobserved"],
+            unobserved,
             tuple(values["notes"]),
         )
 

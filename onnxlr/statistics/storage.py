@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from onnxlr.archives import array_in, check_size
+from onnxlr.archives import array_in, check_regular, check_size
 from onnxlr.errors import DataError
 from onnxlr.model.saving import check_output, staging
 
@@ -74,6 +74,7 @@ def load(path: str | Path, build: Callable[[Mapping[str, Any], Get], Made]) -> M
     DataError
         If it cannot be read, or is something else.
     """
+    check_regular(Path(path))
     try:
         with zipfile.ZipFile(path) as archive:
             check_size(archive, path)

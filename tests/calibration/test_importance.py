@@ -70,7 +70,7 @@ REFUSED: dict[str, tuple[Mapping[str, Any], list[str]]] = {
         ["'w1/output_covariance' has shape [24, 24], expected [32, 32]"],
     ),
     "a vector of gradients": ({"w1/output_covariance": ones(32)}, ["has shape [32], expected"]),
-    "not symmetric": ({"w1/output_covariance": lopsided()}, ["is not symmetric"]),
+    "not symmetric": ({"w1/output_covariance": lopsided()}, ["must be symmetric"]),
     "negative squares": ({"w1/output_covariance": -np.eye(32)}, ["with a diagonal of squares"]),
     "gradients of nan": (
         {"w1/output_covariance": np.full((32, 32), np.nan)},
