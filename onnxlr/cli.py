@@ -34,7 +34,8 @@ from onnxlr.flags import (
     with_method_flags,
 )
 from onnxlr.misuse import misused
-from onnxlr.model.saving import check_output, write_text
+from onnxlr.model import check_beside
+from onnxlr.model.saving import write_text
 from onnxlr.reporting import (
     print_inspection,
     print_ops,
@@ -130,7 +131,7 @@ def observe(
     as_json
         Print JSON (schema onnxlr.observation/1) instead of tables.
     """
-    check_output(output, model, *files_among(calibration, holdout))
+    check_beside(output, model, *files_among(calibration, holdout))
     with at_work(quiet, threads) as progress:
         found = pipeline.observe(
             model, calibration, output, holdout=holdout, mask=mask, progress=progress
@@ -187,7 +188,7 @@ def plan(
         Print the plan itself instead of a table.
     """
     if output is not None:
-        check_output(output, model, *known.files)
+        check_beside(output, model, *known.files)
     with at_work(quiet, threads) as progress:
         made = pipeline.plan(
             model,

@@ -193,11 +193,13 @@ def explain(error: BaseException, as_json: bool) -> ExitCode:
     elif isinstance(error, KeyboardInterrupt):
         kind, code = "Interrupted", ExitCode.INTERRUPTED
         message = "interrupted; no file was left half written"
+    elif isinstance(error, MemoryError):
+        kind, message, code = "OutOfMemory", _shortage(error), ExitCode.MODEL
     else:
         kind, message, code = "Defect", _defect(error), ExitCode.DEFECT
         if os.environ.get("ONNXLR_DEBUG"):
             err.write("".join(traceback.format_exception(error)))
-    message = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    message = _cut(" ".join(line.strip() for line in message.splitlines() if line.strip()))
     if as_json and not out.documents:
         print_json(error_document(kind, message, code))
     err.print(f"[bold red]error:[/] {shown(message)}", soft_wrap=True, highlight=False)
@@ -207,7 +209,28 @@ def explain(error: BaseException, as_json: bool) -> ExitCode:
 def show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     """Say our own warnings in one line; those of libraries are not for users."""
     if issubclass(category, OnnxlrWarning):
-        err.print(f"[yellow]warning:[/] {shown(str(message))}", soft_wrap=True, highlight=False)
+        err.print(
+            f"[yellow]warning:[/] {shown(_cut(str(message)))}", soft_wrap=True, highlight=False
+        )
+
+
+_LONGEST = 4000
+"""Characters of a message; names in a model can have a million."""
+
+
+def _cut(message: str) -> str:
+    """Return a message without its middle if it is longer than anybody reads."""
+    if len(message) <= _LONGEST:
+        return message
+    return f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
+
+
+def _shortage(error: MemoryError) -> str:
+    what = " ".join(str(error).split())
+    return (
+        f"memory does not suffice{f' ({what})' if what else ''}; no file was left half written. "
+        "Models of huge layers, and many layers side by side (--jobs), take more than there is"
+    )
 
 
 def _defect(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from dataclasses import dataclass
@@ -106,16 +107,18 @@ def _file(tensor: TensorProto, location: str, directory: Path) -> Path:
         raise _unreadable(
             tensor, f"its data is at the absolute path '{location}', expected one within the folder"
         )
+    outside = _unreadable(
+        tensor,
+        f"its data file '{location}' leads out of the model's folder, expected it within",
+    )
+    if Path(os.path.normpath(location)).parts[:1] == ("..",):
+        raise outside  # even if it comes back in: a copy of the folder has another name
     try:
         path = directory / location
         if _wanders(directory, Path(location)):
             path = path.resolve(strict=True)
             if not path.is_relative_to(directory.resolve(strict=True)):
-                raise _unreadable(
-                    tensor,
-                    f"its data file '{location}' leads out of the model's folder, expected it "
-                    "within",
-                )
+                raise outside
         mode = path.lstat().st_mode
     except (OSError, RuntimeError, UnicodeError) as error:  # RuntimeError: links in a circle
         reason = getattr(error, "strerror", None) or "cannot be followed"

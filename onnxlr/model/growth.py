@@ -42,24 +42,30 @@ def check_functions(model: onnx.ModelProto) -> None:
         If one calls itself, calls are nested too deep, or too many nodes would come of it.
     """
     functions = _functions(model)
-    known: dict[_Key, int] = {}
+    known: dict[_Key, tuple[int, int]] = {}
 
-    def nodes(key: _Key, level: int) -> int:
-        if level > _MOST_CALLS:
+    def size(key: _Key, level: int) -> tuple[int, int]:
+        """Return the nodes of a function, and how deep its calls go."""
+        if level + known.get(key, (0, 0))[1] > _MOST_CALLS:
             raise ModelError(
                 f"its function '{key[0]}:{key[1]}' calls itself, or functions call each other more "
                 f"than {_MOST_CALLS} deep"
             )
         if key not in known:
-            known[key] = sum(count(node, level) for node in _all_nodes(functions[key].node))
+            known[key] = written_out(functions[key].node, level)
         return known[key]
 
-    def count(node: onnx.NodeProto, level: int) -> int:
-        key = _key(node)
-        return 1 + (nodes(key, level + 1) if key in functions else 0)
+    def written_out(nodes: Iterable[onnx.NodeProto], level: int) -> tuple[int, int]:
+        count = depth = 0
+        for node in _all_nodes(nodes):
+            count += 1
+            if (key := _key(node)) in functions:
+                more, below = size(key, level + 1)
+                count, depth = count + more, max(depth, below + 1)
+        return count, depth
 
-    total = sum(count(node, 0) for node in _all_nodes(model.graph.node)) if functions else 0
-    total += sum(nodes(key, 0) - len(function.node) for key, function in functions.items())
+    total = written_out(model.graph.node, 0)[0] if functions else 0
+    total += sum(size(key, 0)[0] - len(function.node) for key, function in functions.items())
     if total > _MOST_NODES:
         raise ModelError(
             f"its functions, written out where they are called, make {total:,} nodes; expected at "

@@ -16,7 +16,8 @@ from onnxlr.model.soundness import TOO_DEEP, check_messages, check_tensors
 
 __all__ = ["open_model"]
 
-_CHECKER_LIMIT = 2**31 - 1
+_LARGEST_MESSAGE = 2**31 - 1
+"""Bytes that protobuf reads and writes; ONNX's checker takes no larger one from memory."""
 
 
 def open_model(source: str | Path | bytes | onnx.ModelProto, check: bool = True) -> Model:
@@ -34,8 +35,8 @@ def open_model(source: str | Path | bytes | onnx.ModelProto, check: bool = True)
     UsageError
         If there is no such file.
     ModelError
-        If the file is empty, truncated, not an ONNX model, fails ONNX's own checker, is nested too
-        deep, holds text that is not UTF-8, or tensors without the values they claim.
+        If the file is empty, truncated, too large, not an ONNX model, fails ONNX's own checker, is
+        nested too deep, holds text that is not UTF-8, or tensors without the values they claim.
     """
     if isinstance(source, onnx.ModelProto):
         if check:
@@ -68,6 +69,12 @@ def _read(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UsageError(f"{path}: is no regular file, expected an ONNX model file")
+        size = path.stat().st_size
+        if size > _LARGEST_MESSAGE:  # before memory is taken for it
+            raise ModelError(
+                f"{path}: has {size:,} bytes, an ONNX model file has 2 GB at most: larger models "
+                "keep their weights in files beside it"
+            )
         return path.read_bytes()
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
@@ -112,7 +119,7 @@ def _check(model: Model) -> None:
     try:
         if model.path is not None and _is_utf8(model.path):
             onnx.checker.check_model(str(model.path))
-        elif model.proto.ByteSize() < _CHECKER_LIMIT:
+        elif model.proto.ByteSize() < _LARGEST_MESSAGE:
             onnx.checker.check_model(model.proto)
     except onnx.checker.ValidationError as error:
         reason = " ".join(str(error).split())

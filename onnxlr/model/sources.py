@@ -8,8 +8,26 @@ import onnx
 
 from onnxlr.model.model import Model
 from onnxlr.model.opening import open_model
+from onnxlr.model.saving import check_output
 
-__all__ = ["ModelSource", "open_anew", "open_source"]
+__all__ = ["ModelSource", "check_beside", "open_anew", "open_source"]
+
+
+def check_beside(output: Path, model: Path, *inputs: Path | None) -> None:
+    """Refuse an output path as `check_output` does, and one of a model's external data.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written, or is an input.
+    UsageError, ModelError
+        If there is such a file, and the model cannot be opened.
+    """
+    check_output(output, model, *inputs)
+    if output.exists():
+        opened = open_model(model, check=False)
+        check_output(output, *(opened.directory / name for name in opened.external_files()))
+
 
 ModelSource = str | Path | bytes | onnx.ModelProto | Model
 """A path, the bytes of a model file, a proto, or an opened model."""

@@ -18,6 +18,9 @@ __all__ = ["SCHEMA", "Plan"]
 SCHEMA = "onnxlr.plan/1"
 """Name and version of the plan's form; other versions are refused."""
 
+_MOST_BYTES = 1 << 27
+"""Plans of a hundred thousand layers are smaller; the values of JSON take many times its bytes."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -149,10 +152,19 @@ class Plan:
         """Read a plan's file; raises PlanError if it cannot be read or is invalid."""
         try:
             # "-sig": editors on Windows put a mark at the beginning.
-            return cls.loads(path.read_text(encoding="utf-8-sig"), str(path))
+            return cls.loads(_read(path).decode("utf-8-sig"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise PlanError(f"{path}: cannot be read: {reason}") from None
+
+
+def _read(path: Path) -> bytes:
+    """Return what is in a file, which may be a pipe; raises PlanError if that does not end."""
+    with path.open("rb") as stream:
+        content = stream.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise PlanError(f"{path}: has more than {_MOST_BYTES:,} bytes, which no plan has")
+    return content
 
 
 def _statistics(values: Any, where: str) -> tuple[str | None, tuple[str, ...] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any, get_args, get_type_hints
 
 from onnxlr.errors import PlanError, UsageError
@@ -30,27 +31,35 @@ _LARGEST = 2**63
 def parse(text: str, name: str) -> Any:
     """Return the values of a JSON text; raises PlanError saying where it is wrong."""
     try:
-        return json.loads(text, object_pairs_hook=_without_repetition)
+        values = json.loads(text, object_pairs_hook=_without_repetition)
+        json.dumps(values, ensure_ascii=False).encode()  # plans are written into models
     except json.JSONDecodeError as error:
         raise PlanError(
             f"{name}: not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
         ) from None
+    except UnicodeEncodeError as error:
+        lone = ascii(error.object[error.start])
+        raise PlanError(f"{name}: holds {lone}, half a character, expected text") from None
     except (ValueError, RecursionError) as error:  # a number of too many digits, too deep nesting
         raise PlanError(f"{name}: cannot be read: {error}") from None
+    return values
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
         raise ValueError(f"the key '{twice}' stands twice in one object")
     return values
 
 
 def shown(value: Any) -> str:
     """Return a value as JSON writes it, cut short."""
-    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except RecursionError:  # it was read with a few calls less around it
+        return "what is nested too deep"
     return text if len(text) <= 40 else text[:40] + "…"
 
 

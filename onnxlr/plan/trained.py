@@ -68,5 +68,5 @@ def trained_after(proto: onnx.ModelProto, plan_key: str | None) -> str | None:
 def _command(value: str) -> str:
     try:
         return f"onnxlr {json.loads(value)['by']}"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):  # whatever is in the file
         return "onnxlr"

@@ -11,6 +11,8 @@ import onnx
 import pytest
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
+import onnxlr
+from onnxlr.model.growth import check_functions
 from tests.classifier import classifier, one_node
 from tests.cli.hostile import COMMANDS, Answered, Damage, Refused, answered, run_alone
 from tests.fixtures import save_external
@@ -338,3 +340,13 @@ def test_functions_without_end(refused: Refused, model: onnx.ModelProto, reason:
     Path("bad.onnx").write_bytes(model.SerializeToString())
     for command in COMMANDS:
         refused(command, 3, ["bad.onnx", reason])
+
+
+def test_functions_whose_calls_are_counted_from_the_middle() -> None:
+    """Each of the graph's calls goes 90 deep, to a function that was counted before."""
+    model = calling(300, 1)
+    del model.graph.node[-1]
+    for number in (89, 179, 269):
+        model.graph.node.add(op_type=f"f{number}", domain="d", input=["x"], output=[f"c{number}"])
+    with pytest.raises(onnxlr.ModelError, match="call each other more than 100 deep"):
+        check_functions(model)
