@@ -204,9 +204,8 @@ class _Entrant:
             folder.mkdir()
             path = folder / "model.onnx"
             copy_model(model, folder, path.name)
-        files = (path, *(model.directory / other for other in model.external_files()))
         try:
-            size = sum(file.stat().st_size for file in files)
+            size = model.stored_bytes
         except OSError as error:
             raise ModelError(f"{name}: {error.filename}: {error.strerror}") from None
         own = any(opset.domain == DOMAIN for opset in model.proto.opset_import)

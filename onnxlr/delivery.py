@@ -88,7 +88,7 @@ class Delivery:
 
     def carry_out(self, conditions: Conditions, require_change: bool, keep: bool) -> RewriteResult:
         """Rewrite, prove, save; see `onnxlr.rewrite`."""
-        before = _file_bytes(self.source)
+        before = self.source.stored_bytes
         outputs = [value.name for value in self.source.proto.graph.output]
         conditions.tolerance.check_outputs(outputs)
         with (
@@ -178,8 +178,8 @@ class Delivery:
         records = tuple(rewriting.records)
         with reference_folder() as aside:
             staged, original = folder / self.output.name, self.reopen()
-            shutil.copyfile(self.making.ready, staged)
-            after = staged.stat().st_size
+            self._take_over(self.making.ready, folder)
+            after = model_bytes(folder)
             report = conditions.prove(
                 Subject(
                     original,
@@ -195,6 +195,15 @@ class Delivery:
             staged.unlink()
         findings = self.making.findings
         return RewriteResult(written, plan, records, report, before, after, findings=findings)
+
+    def _take_over(self, ready: Path, folder: Path) -> None:
+        """Copy a model that others made into a folder, its weights under the output's name."""
+        model = open_model(ready, check=False)
+        if not model.external_files():
+            shutil.copyfile(ready, folder / self.output.name)
+            return
+        model.data = data_file(self.source, folder, self.output.name)  # not over what it refers to
+        write_model(model, folder, self.output.name)
 
 
 def _forget(model: Model) -> None:
@@ -235,13 +244,6 @@ def _measure(
             for size in (result.bytes_before, result.bytes_after)
         )
         return Footprints(before, after)
-
-
-def _file_bytes(model: Model) -> int:
-    if model.path is None:
-        return int(model.proto.ByteSize())
-    files = (model.path, *(model.directory / name for name in model.external_files()))
-    return sum(file.stat().st_size for file in files)
 
 
 def _failure(report: Report) -> str:

@@ -412,7 +412,7 @@ def _sources(arguments: Mapping[str, Any]) -> Sources:
 def _plan(plan: Plan | str | Path, request: Request | AutoRequest) -> Plan:
     """Return a plan that is to be followed; refuse what else is asked beside it."""
     if isinstance(request, AutoRequest):  # who fits, and what is kept, is no plan's matter
-        request = replace(request, cache=None, jobs=None, memory=None)
+        request = replace(request, cache=None, jobs=None, memory=None, store=None)
     seed = request.seed
     if request not in (Request(seed=seed), AutoRequest(Aims().parse(), seed=seed)):
         raise UsageError(

@@ -97,6 +97,7 @@ def sweep(
         Aims(cache=cache).measurements(),
         stock,
         jobs,
+        store=Aims(cache=cache).store(),
     )
     request.check()
     sources = Sources(calibration, holdout, mask, statistics)

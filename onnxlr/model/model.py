@@ -118,6 +118,20 @@ class Model:
         }
         return sorted(locations)
 
+    @property
+    def files(self) -> list[Path]:
+        """The model's file and those of its external data; none for a model without a file."""
+        if self.path is None:
+            return []
+        return [self.path, *(self.directory / name for name in self.external_files())]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the model's files, or that one would have."""
+        if self.path is None:
+            return int(self.proto.ByteSize()) if self.content is None else len(self.content)
+        return sum(file.stat().st_size for file in self.files)
+
     @cached_property
     def sha256(self) -> str:
         """Hash of the file's bytes and of the external data behind it."""
@@ -125,7 +139,7 @@ class Model:
         if self.path is None:
             digest.update(self.proto.SerializeToString(deterministic=True))
             return digest.hexdigest()
-        for file in (self.path, *(self.directory / name for name in self.external_files())):
+        for file in self.files:
             with file.open("rb") as stream:
                 while block := stream.read(_READ_SIZE):
                     digest.update(block)

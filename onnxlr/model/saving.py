@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
+from google.protobuf.message import EncodeError
 
 from onnxlr.errors import OutputError
 from onnxlr.model.data_file import SMALL, DataFile
@@ -27,6 +28,7 @@ __all__ = [
     "check_output",
     "copy_model",
     "data_file",
+    "is_too_big",
     "model_bytes",
     "staging",
     "write_model",
@@ -166,10 +168,10 @@ def write_model(model: Model, folder: Path, name: str) -> None:
     made = model.data
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    inside = proto.ByteSize() + (made.size if made else 0)
+    too_big = is_too_big(proto, made.size if made else 0)
     external = made is not None and made.is_needed
     external |= any(is_external(t) for t in tensors_of(proto) if not (made and made.holds(t)))
-    if not external and inside < _PROTO_LIMIT:
+    if not external and not too_big:
         for tensor in tensors_of(proto):
             if made and made.holds(tensor):
                 _move_in(tensor, made.read(tensor))
@@ -184,9 +186,17 @@ def write_model(model: Model, folder: Path, name: str) -> None:
                 continue
             if is_external(tensor):
                 data.copy(tensor, extent_of(tensor, model.directory))
-            elif _may_move(tensor, model, inside >= _PROTO_LIMIT):
+            elif _may_move(tensor, model, too_big):
                 data.move(tensor)
     (folder / name).write_bytes(proto.SerializeToString())
+
+
+def is_too_big(proto: onnx.ModelProto, more: int = 0) -> bool:
+    """Return whether a model, with some bytes more, has to have its weights in another file."""
+    try:
+        return bool(proto.ByteSize() + more >= _PROTO_LIMIT)
+    except EncodeError:  # which protobuf raises above 2 GB
+        return True
 
 
 def data_file(model: Model, folder: Path, name: str) -> DataFile:

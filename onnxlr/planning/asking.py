@@ -24,7 +24,7 @@ _USUAL_DROP = "cosine=0.01"
 """What outputs may lose where nothing else is asked."""
 
 _MEASUREMENTS, _FITS = "measurements.sqlite", "fits"
-"""What is in a folder that is a cache: the planner's measurements, fits of single methods."""
+"""What is in a folder that is a cache: the planner's measurements; fits."""
 
 _DATABASES = (".sqlite", ".sqlite3", ".db")
 """Endings of a cache that is one file, of measurements alone."""
@@ -83,22 +83,28 @@ class Aims:
         isolate
             Whether other processes may be used.
         """
-        store = None
-        if self.cache is not None:
-            path = Path(self.cache)
-            if _is_file(path):
-                raise UsageError(
-                    f"{path}: is a file of measurements, which only method {AUTO} keeps; give a "
-                    "folder to keep fits in as well (--cache)"
-                )
-            store = FitStore(path / _FITS)
+        store = self.store()
+        if self.cache is not None and store is None:
+            raise UsageError(
+                f"{self.cache}: is a file of measurements, which only method {AUTO} keeps; give a "
+                "folder to keep fits in as well (--cache)"
+            )
         memory = None if self.memory is None else bytes_of(self.memory)
         return Workers(self.jobs, memory, store, isolate)
+
+    def store(self) -> FitStore | None:
+        """Return where fits are kept; None for nowhere, as where the cache is one file."""
+        if self.cache is None or _is_file(Path(self.cache)):
+            return None
+        return FitStore(Path(self.cache) / _FITS)
 
 
 def _is_file(path: Path) -> bool:
     """Whether a cache is one file, as it is or by its name, and not a folder."""
-    return path.is_file() or (path.suffix in _DATABASES and not path.is_dir())
+    try:
+        return path.is_file() or (path.suffix in _DATABASES and not path.is_dir())
+    except OSError:  # said where something is to be written there
+        return False
 
 
 def bytes_of(size: int | str) -> int:
@@ -156,6 +162,7 @@ def request_of(
             stock=aims.stock,
             jobs=aims.jobs,
             memory=memory,
+            store=aims.store(),
         )
     given = [
         name

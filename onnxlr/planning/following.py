@@ -13,7 +13,7 @@ from onnxlr.plan import Plan, Proposal
 from onnxlr.progress import Progress
 from onnxlr.rewriting import check_plan, choice_of, follow_fit
 
-__all__ = ["follow_with"]
+__all__ = ["follow_with", "piece_of"]
 
 
 def follow_with(
@@ -33,7 +33,7 @@ def follow_with(
     """
     check_plan(model, layers, plan, knowledge)
     written = [layer for layer in layers if not choice_of(layer, plan).keeps]
-    fits = workers.fits(model, [_piece(layer, plan, knowledge) for layer in written])
+    fits = workers.fits(model, [piece_of(layer, plan, knowledge) for layer in written])
     for position, layer in enumerate(layers):
         progress("factorizing", position, len(layers))
         choice = choice_of(layer, plan)
@@ -44,8 +44,8 @@ def follow_with(
     progress("factorizing", len(layers), len(layers))
 
 
-def _piece(layer: Layer, plan: Plan, knowledge: Knowledge) -> Piece:
-    """Return what a plan says of a layer."""
+def piece_of(layer: Layer, plan: Plan, knowledge: Knowledge) -> Piece:
+    """Return what a plan says of a layer, as work."""
     choice = choice_of(layer, plan)
     setting = Setting.for_layer(layer, choice.encoding, plan.seed)
     wish = Wish(choice.method, choice.options, setting, choice.recipe, is_told=True)

@@ -94,11 +94,7 @@ class TrainingFiles:
         OutputError
             If that was to happen, or a file cannot be written.
         """
-        inputs = [
-            path
-            for model in sources
-            for path in (model.path, *(model.directory / name for name in model.external_files()))
-        ]
+        inputs = [path for model in sources for path in model.files]
         files = [file for file in (self.output, self.dense, *self.checkpoints) if file is not None]
         for file in files:
             check_output(file, *inputs, *read)

@@ -10,7 +10,7 @@ from statistics import fmean
 from onnxlr.errors import OnnxlrError
 from onnxlr.lowering import carry_functions, find_target, lower_layer
 from onnxlr.model import Model, Splice, splice
-from onnxlr.model.saving import write_model
+from onnxlr.model.saving import data_file, write_model
 from onnxlr.plan import Proposal
 from onnxlr.planning.auto.goal import Limit
 from onnxlr.planning.auto.outcomes import Measurement
@@ -23,13 +23,13 @@ __all__ = ["Whole", "file_bytes", "write_proposals"]
 def write_proposals(
     model: Model, proposals: Iterable[Proposal], target: str, folder: Path, file: str
 ) -> Path:
-    """Write a model with its layers rewritten as proposed; `model` is changed."""
+    """Write a model with its layers rewritten as proposed, one by one; `model` is changed."""
     change, kind = Splice(), find_target(target)
-    for proposal in proposals:
-        if proposal.chain is None:
-            continue
-        change.merge(
-            lower_layer(
+    with data_file(model, folder, file) as model.data:
+        for proposal in proposals:
+            if proposal.chain is None:
+                continue
+            own = lower_layer(
                 proposal.layer,
                 proposal.chain,
                 model,
@@ -38,10 +38,10 @@ def write_proposals(
                 proposal.choice.activations,
                 proposal.adjustments,
             )
-        )
-    splice(model, change)
-    carry_functions(model.proto)
-    write_model(model, folder, file)
+            change.merge(own.moved_to(model.data))
+        splice(model, change)
+        carry_functions(model.proto)
+        write_model(model, folder, file)
     return folder / file
 
 

@@ -13,17 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxlr.evidence import Evidence, Knowledge
-from onnxlr.fits import Order, Wish, fit_side_by_side, usual_jobs
+from onnxlr.fits import Order, Wish, Workers, fit_side_by_side, usual_jobs
 from onnxlr.layers import Layer, read_weight
 from onnxlr.methods import METHODS, Fit
 from onnxlr.methods.offering import Occasion, Offer, Offering
 from onnxlr.model import Model
 from onnxlr.plan import Choice, Plan, Proposal
 from onnxlr.planning.auto.request import AutoRequest
+from onnxlr.planning.following import piece_of
 from onnxlr.planning.request import Request
 from onnxlr.planning.uniform import propose_fit, setting_of
 from onnxlr.progress import Progress
-from onnxlr.rewriting import emitted_bytes, follow_choice, released_bytes
+from onnxlr.rewriting import emitted_bytes, follow_fit, released_bytes
+from onnxlr.scratch import temporary
 from onnxlr.version import VERSION
 
 __all__ = ["Candidate", "Workshop", "offers_for"]
@@ -155,9 +157,8 @@ class Workshop:
         ]
         orders = (self._order(wanted[number][0], share.values()) for number, share in shares)
         fits: list[dict[str, Fit | str]] = [{} for _ in wanted]
-        done = fit_side_by_side(
-            orders, self.folder, self.model.name, jobs, isolate, self.request.memory
-        )
+        room = Workers(memory=self.request.memory).room([])
+        done = fit_side_by_side(orders, self.folder, self.model.name, jobs, isolate, room)
         for count, (place, results) in enumerate(done, 1):
             number, share = shares[place]
             fits[number] |= dict(zip(share, results, strict=True))
@@ -227,7 +228,7 @@ class Workshop:
         return Candidate(layer, request, choice, record["size"], record["fit_error"])
 
     def proposal(self, candidate: Candidate) -> Proposal:
-        """Return a candidate with its chain."""
+        """Return a candidate with its chain; one that is known from a cache is fitted once more."""
         layer = candidate.layer
         file = self.files.get(_place(candidate))
         if file is not None:
@@ -241,15 +242,17 @@ class Workshop:
             self.request.seed,
             VERSION,
         )
-        evidence = self.knowledge.of(layer)
-        found = follow_choice(self.model, layer, plan, evidence)
+        fit = Workers(store=self.request.store).fit(
+            self.model, piece_of(layer, plan, self.knowledge)
+        )
+        found = follow_fit(self.model, layer, plan, fit, self.knowledge.of(layer))
         self._store(candidate, found)
         return found
 
     def _store(self, candidate: Candidate, proposal: Proposal) -> None:
         file = self.folder / f"candidate-{len(self.files):06}.pickle"
-        # A layer holds on to the whole model.
-        file.write_bytes(pickle.dumps(replace(proposal, layer=None)))  # type: ignore[arg-type]
+        with temporary():  # without the layer, which holds on to the whole model
+            file.write_bytes(pickle.dumps(replace(proposal, layer=None)))  # type: ignore[arg-type]
         self.files[_place(candidate)] = file
 
 

@@ -12,7 +12,7 @@ from onnxlr.planning.auto.cache import Cache, key_of
 from onnxlr.planning.auto.goal import Goal
 from onnxlr.planning.auto.outcomes import Rival, cost_of
 from onnxlr.planning.auto.report import Contender
-from onnxlr.planning.auto.stock import STOCK, make_stock
+from onnxlr.planning.auto.stock import STOCK, files_of, make_stock
 from onnxlr.progress import Progress
 
 __all__ = ["ORIGINAL", "PLANNED", "Contest"]
@@ -141,7 +141,7 @@ class Contest:
         self.progress(f"measuring {name}", 1, 1)
         if isinstance(drops, str):
             return Contender(name, is_stock=True, problem=drops)
-        size = made.stat().st_size
+        size = sum(file.stat().st_size for file in files_of(made))
         return Contender(name, size, size / self.whole.bytes, drops=drops, is_stock=True)
 
     def _original(self) -> Contender:

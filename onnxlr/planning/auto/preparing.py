@@ -198,13 +198,9 @@ class _Preparation:
 
     def _whole(self, feeds: FeedFiles) -> Whole:
         original = opened_file(self.model, self.folder)
-        size = original.stat().st_size
-        if self.model.path is not None:
-            files = (self.model.directory / name for name in self.model.external_files())
-            size += sum(file.stat().st_size for file in files)
         return Whole(
             original,
-            size,
+            self.model.stored_bytes,
             self.model.name,
             feeds.compared,
             feeds.timed,

@@ -17,6 +17,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from onnxlr.model import Model
+from onnxlr.model.saving import is_too_big, write_model
 from onnxlr.model.scopes import scopes
 from onnxlr.runtime import read_arrays
 from onnxlr.scratch import scratch
@@ -81,12 +83,14 @@ def dynamic_int8(
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    proto = _load(model)
     quantize_dynamic(
-        _load(model),
+        proto,
         output,
         op_types_to_quantize=list(operators) if operators else None,
         per_channel=True,
         weight_type=QuantType.QInt8,
+        use_external_data_format=is_too_big(proto),
     )
 
 
@@ -150,7 +154,7 @@ def matmul_nbits(
         **wanted,
     )
     worker.process()
-    onnx.save(worker.model.model, output)
+    write_model(Model(worker.model.model, None), output.parent, output.name)
 
 
 @_muted()
@@ -180,6 +184,8 @@ def static_int8(
 
     if not feeds:
         raise QuantizerError("static quantisation needs inputs to calibrate on; there are none")
+    proto = _of_opset(_load(model), _AXIS)
+    is_big = is_too_big(proto)
     quantize = partial(
         quantize_static,
         model_output=output,
@@ -188,13 +194,15 @@ def static_int8(
         activation_type=QuantType.QUInt8 if data == "uint8" else QuantType.QInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
+        use_external_data_format=is_big,
     )
     with scratch("onnxlr-stock-") as folder:
         # Files: of models in memory, old versions of the tools lose the weights.
-        plain, prepared = Path(folder, "plain.onnx"), Path(folder, "prepared.onnx")
-        onnx.save(_of_opset(_load(model), _AXIS), plain)
+        plain, prepared = folder / "plain.onnx", folder / "prepared.onnx"
+        write_model(Model(proto, None), folder, plain.name)
+        del proto
         with contextlib.suppress(Exception):  # of some models the tool handles only what they were
-            _preprocess(plain, prepared)
+            _preprocess(plain, prepared, is_big)
             quantize(prepared, calibration_data_reader=_Inputs(feeds))
             return
         quantize(plain, calibration_data_reader=_Inputs(feeds))
@@ -244,15 +252,19 @@ def _of_opset(proto: onnx.ModelProto, least: int) -> onnx.ModelProto:
     return proto
 
 
-def _preprocess(model: Path, output: Path) -> None:
+def _preprocess(model: Path, output: Path, is_big: bool) -> None:
     """Write a model with constants computed, normalisations folded, and the shapes it has.
 
     Without symbolic shapes: what they need is beyond most models, and they changed nothing where
-    they were found.
+    they were found. The weights of one that is too big for a file go beside it.
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    quant_pre_process(str(model), str(output), skip_symbolic_shape=True)
+    place: dict[str, Any] = {}
+    if is_big:
+        place = {"save_as_external_data": True, "all_tensors_to_one_file": True}
+        place["external_data_location"] = f"{output.name}.data"
+    quant_pre_process(str(model), str(output), skip_symbolic_shape=True, **place)
 
 
 def _gathers_without_table(proto: onnx.ModelProto) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxlr.errors import UsageError
+from onnxlr.fits import FitStore
 from onnxlr.lowering import find_target
 from onnxlr.methods.offering import Offer
 from onnxlr.planning.auto.goal import Goal
@@ -36,7 +37,10 @@ class AutoRequest:
     jobs
         Layers that are fitted side by side, each in a process; one a processor if not given.
     memory
-        Bytes that these processes may take together; no end of it if not given.
+        Bytes that these processes and this one may take together; half of what is free if not
+        given.
+    store
+        Fits of what was chosen, from one run to the next; None for those of this run alone.
     """
 
     goal: Goal
@@ -48,6 +52,7 @@ class AutoRequest:
     stock: bool = True
     jobs: int | None = None
     memory: int | None = None
+    store: FitStore | None = None
 
     def check(self) -> None:
         """Refuse what is unknown or contradicts itself; raises UsageError."""

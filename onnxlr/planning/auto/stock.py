@@ -28,8 +28,9 @@ from onnxlr.planning.auto.quantizers import (
 from onnxlr.runtime import ExecutionError, read_arrays, run_task
 from onnxlr.runtime.execution import in_one_line
 from onnxlr.runtime.single_thread import SingleThread
+from onnxlr.scratch import is_full
 
-__all__ = ["STOCK", "Make", "Making", "Stock", "make", "make_stock"]
+__all__ = ["STOCK", "Make", "Making", "Stock", "files_of", "make", "make_stock"]
 
 
 class Make(Protocol):
@@ -112,7 +113,8 @@ def make_stock(
     Parameters
     ----------
     model
-        The model's file; external data is read, and becomes part of the files written.
+        The model's file; external data is read, and becomes part of the files written unless they
+        would be too big.
     folder
         Where the files go; there has to be such a folder.
     feeds
@@ -138,9 +140,15 @@ def make_stock(
         except RuntimeFailureError as error:
             reason = str(error).removeprefix(f"{option.name}: ")
         if reason is not None:
-            output.unlink(missing_ok=True)
+            for file in files_of(output):
+                file.unlink()
         found.append((option.name, output if reason is None else reason))
     return found
+
+
+def files_of(output: Path) -> list[Path]:
+    """Return the files of a model that a tool made: where it is big, weights lie beside it."""
+    return [f for f in (output, output.with_name(f"{output.name}.data")) if f.exists()]
 
 
 def make(stock: str, model: str, output: str, feeds: Sequence[str]) -> dict[str, Any]:
@@ -155,7 +163,9 @@ def make(stock: str, model: str, output: str, feeds: Sequence[str]) -> dict[str,
         return {"reason": f"what ONNX Runtime's tool makes of the model {error}"}
     except ImportError as error:
         return {"reason": _what_is_missing(error)}
-    except Exception as error:  # noqa: BLE001  (tools raise whatever they trip over)
+    except Exception as error:
+        if isinstance(error, OSError) and is_full(error):
+            raise  # which says nothing of the tool
         return {
             "reason": f"ONNX Runtime's tool fails: {type(error).__name__}: {in_one_line(error)}"
         }

@@ -184,6 +184,7 @@ class Tabulation:
         return key_of(
             "candidate",
             VERSION,
+            self.workshop.model.sha256,  # its opset says how layers can be written
             self.keys.get(layer.name, layer.name),
             [site.node.op_type for site in layer.sites],
             None if statistics is None else statistics.sha256,
