@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from onnxlr import benching
+from onnxlr.choices import DataName
 from onnxlr.console import at_work, out, print_json
 from onnxlr.flags import WHOLE, Json, Quiet, Seed
 from onnxlr.reporting import to_document
@@ -18,7 +19,7 @@ def bench(
     model: Path,
     /,
     *others: Path,
-    data: str | None = None,
+    data: DataName | None = None,
     threads: Annotated[int, WHOLE] = 1,
     rounds: Annotated[int | None, WHOLE] = None,
     seed: Seed = 0,

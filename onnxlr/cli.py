@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 from onnxlr import pipeline
 from onnxlr.bench_command import bench
 from onnxlr.calibration import HOLDOUT
+from onnxlr.choices import DataName
 from onnxlr.console import at_work, explain, heed_signals, out, print_json, show_warning
 from onnxlr.errors import ExitCode, VerificationError
 from onnxlr.flags import (
@@ -68,6 +69,7 @@ app = App(
     help_format="markdown",
     result_action="return_value",
     suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(show_choices=False),  # help says what each is
 )
 
 
@@ -100,9 +102,9 @@ def observe(
     model: Path,
     /,
     *,
-    calibration: str,
+    calibration: DataName,
     output: Annotated[Path, Parameter(["--output", "-o"])],
-    holdout: float | str = HOLDOUT,
+    holdout: float | DataName = HOLDOUT,
     mask: str | None = None,
     quiet: Quiet = False,
     threads: Threads = None,
@@ -218,7 +220,7 @@ def verify(
     rewritten: Path,
     /,
     *,
-    data: str | None = None,
+    data: DataName | None = None,
     tolerance: str = DEFAULT_TOLERANCE,
     known: Annotated[Known, FLAT] = NOTHING,
     seed: Seed = 0,

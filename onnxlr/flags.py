@@ -16,7 +16,22 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 from cyclopts import Parameter
 
 from onnxlr.calibration import HOLDOUT
+from onnxlr.choices import (
+    Activations,
+    Allocation,
+    AnyMethod,
+    DataName,
+    FormatName,
+    GoalName,
+    GroupSize,
+    MetricName,
+    RoundingName,
+    SolverName,
+    TargetName,
+    one_of,
+)
 from onnxlr.methods import METHODS, option_names
+from onnxlr.methods.method import choices_of
 
 __all__ = [
     "ANYTHING",
@@ -79,7 +94,7 @@ Threads = Annotated[
     ),
 ]
 MethodName = Annotated[
-    str | None,
+    AnyMethod | None,
     Parameter(
         help="auto: for each layer what measurements say is best, which is done if nothing else is "
         f"asked; or what approximates every layer: {', '.join(METHODS)} (svd, if any of the "
@@ -123,14 +138,14 @@ class Fitting:
         Correct the mean of outputs where held-out inputs say that it pays.
     """
 
-    format: str | None = None
-    group_size: Annotated[int | None, WHOLE] = None
-    rounding: str | None = None
-    activations: str | None = None
-    target: str = "onnx"
-    metric: str | None = None
-    solver: str | None = None
-    allocate: str = "uniform"
+    format: FormatName | None = None
+    group_size: Annotated[GroupSize | None, WHOLE] = None
+    rounding: RoundingName | None = None
+    activations: Activations | None = None
+    target: TargetName = "onnx"
+    metric: MetricName | None = None
+    solver: SolverName | None = None
+    allocate: Allocation = "uniform"
     sequential: Switch = False
     bias_correction: bool = True
 
@@ -158,8 +173,8 @@ class Known:
         .npz file with the importance of each entry under a weight's name.
     """
 
-    calibration: str | None = None
-    holdout: float | str = HOLDOUT
+    calibration: DataName | None = None
+    holdout: float | DataName = HOLDOUT
     mask: str | None = None
     statistics: Path | None = None
     importance: Path | None = None
@@ -204,7 +219,7 @@ class Wanted:
         foreseen; half of what is free if not given. One layer is fitted in any case.
     """
 
-    goal: str | None = None
+    goal: GoalName | None = None
     max_drop: Patterns = ()
     max_size: float | None = None
     max_latency: float | None = None
@@ -225,11 +240,13 @@ def with_method_flags(function: Function) -> Function:
     is what each says of it, the general before what begins with `Of` and names methods.
     """
     types: dict[str, set[Any]] = {}
+    choices: dict[str, list[str]] = {}
     texts: dict[str, list[str]] = {}
     for method in METHODS.values():
         hints = get_type_hints(method.options)
         for name in option_names(method.options):
             types.setdefault(name, set()).update(get_args(hints[name]) or (hints[name],))
+            choices.setdefault(name, []).extend(choices_of(method.options).get(name, ()))
             text = _documentation(method.options, name)
             if text and text not in texts.setdefault(name, []):
                 texts[name].append(text)
@@ -237,7 +254,9 @@ def with_method_flags(function: Function) -> Function:
     for name in types:
         said = sorted(texts.get(name, ()), key=lambda text: text.startswith("Of "))
         lines += [name, indent("\n".join(said), "    ")]
-    members = [(name, _flag(kinds), field(default=None)) for name, kinds in types.items()]
+    members = [
+        (name, _flag(kinds, choices[name]), field(default=None)) for name, kinds in types.items()
+    ]
     kind = make_dataclass("MethodFlags", members)
     # cyclopts opens up classes of any module but the standard library's, which this would count to.
     kind.__module__, kind.__doc__ = __name__, "\n".join(lines)
@@ -258,8 +277,10 @@ def _documentation(options: type[Any], name: str) -> str:
     return ""
 
 
-def _flag(kinds: set[Any]) -> Any:
-    """Return the type of a flag that takes values of any of some types."""
+def _flag(kinds: set[Any], choices: Sequence[str]) -> Any:
+    """Return the type of a flag that takes values of any of some types, some of them known."""
+    if choices:
+        kinds = {one_of(choices), *(kinds - {str})}
     hint = reduce(or_, sorted(kinds, key=str))
     if int not in kinds:
         return hint

@@ -90,11 +90,18 @@ def _unknown(error: UnknownOptionError) -> str:
 
 def _unlike(hint: Any, value: str) -> str:
     """Return the end of a sentence on a value that a flag cannot take."""
-    if get_origin(hint) is Literal:
-        return f"'{value}' is unknown; {expected_one_of(map(str, get_args(hint)), value)}"
+    if known := _choices(hint):
+        return f"'{value}' is unknown; {expected_one_of(known, value)}"
     if hint is bool:
         return "takes no value"  # older cyclopts do not tell which
     return f"takes {' or '.join(_words(hint)) or 'another kind of value'}, found '{value}'"
+
+
+def _choices(hint: Any) -> list[str]:
+    """Return the values that a type allows one by one."""
+    if get_origin(hint) is Literal:
+        return [str(value) for value in get_args(hint)]
+    return [value for inner in get_args(hint) for value in _choices(inner)]
 
 
 def _words(hint: Any) -> Iterator[str]:

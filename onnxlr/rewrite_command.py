@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from onnxlr import pipeline
+from onnxlr.choices import DataName
 from onnxlr.console import at_work, out, publish
 from onnxlr.errors import OutputError, VerificationError
 from onnxlr.flags import (
@@ -54,7 +55,7 @@ def rewrite(
     fitting: Annotated[Fitting, FLAT] = AS_USUAL,
     known: Annotated[Known, FLAT] = NOTHING,
     tolerance: str | None = None,
-    data: str | None = None,
+    data: DataName | None = None,
     seed: Seed = 0,
     require_change: Switch = False,
     keep: Switch = False,
@@ -152,7 +153,7 @@ def _check_outputs(
     report: Path | None,
     model: Path,
     plan: Path | None,
-    data: str | None,
+    data: DataName | None,
     known: Known,
 ) -> None:
     """Refuse to write over anything that is read, or to write two things to one place."""

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from onnxlr import sweeping
 from onnxlr.calibration import HOLDOUT
+from onnxlr.choices import DataName, GoalName, Measure, TargetName
 from onnxlr.console import at_work, out, print_json
 from onnxlr.errors import UsageError
 from onnxlr.flags import WHOLE, Json, Patterns, Quiet, Seed, Threads, files_among
@@ -23,17 +24,17 @@ def sweep(
     model: Path,
     /,
     *,
-    calibration: str,
-    goal: str = "size",
-    measure: str = "cosine",
+    calibration: DataName,
+    goal: GoalName = "size",
+    measure: Measure = "cosine",
     budgets: Annotated[list[float] | None, Parameter(negative=(), consume_multiple=True)] = None,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
     plot: Path | None = None,
-    target: str = "onnx",
+    target: TargetName = "onnx",
     layers: Patterns = (),
     skip: Patterns = (),
     bias_correction: bool = True,
-    holdout: float | str = HOLDOUT,
+    holdout: float | DataName = HOLDOUT,
     mask: str | None = None,
     statistics: Path | None = None,
     cache: Path | None = None,

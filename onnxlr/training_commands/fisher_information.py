@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from onnxlr import training_verbs
+from onnxlr.choices import DataName, Device, Loss
 from onnxlr.console import at_work, out, print_json
 from onnxlr.flags import WHOLE, Json, Patterns, Quiet, Seed, Threads
 from onnxlr.reporting import shown, to_document
@@ -20,16 +21,16 @@ def fisher(
     model: Path,
     /,
     *,
-    calibration: str,
+    calibration: DataName,
     output: Annotated[Path, Parameter(["--output", "-o"])],
-    loss: str = "distill",
+    loss: Loss = "distill",
     samples: Annotated[int | None, WHOLE] = None,
     draws: Annotated[int | None, WHOLE] = None,
     mask: str | None = None,
     kronecker: bool = True,
     layers: Patterns = (),
     skip: Patterns = (),
-    device: str = "cpu",
+    device: Device = "cpu",
     seed: Seed = 0,
     quiet: Quiet = False,
     threads: Threads = None,

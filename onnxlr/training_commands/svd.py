@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from onnxlr import training_verbs
+from onnxlr.choices import DataName, Device
 from onnxlr.console import at_work, out, print_json
 from onnxlr.flags import WHOLE, Json, Patterns, Quiet, Seed, Threads
 from onnxlr.reporting import to_document
@@ -22,29 +23,29 @@ def train_svd(
     model: Path,
     /,
     *,
-    data: str,
+    data: DataName,
     loss: str,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
     score: str | None = None,
     layers: Patterns = (),
     skip: Patterns = (),
-    form: str = "channel",
-    sparsity: str = "hoyer",
+    form: Literal["channel", "input", "spatial", "spatial_swapped"] = "channel",
+    sparsity: Literal["l1", "hoyer"] = "hoyer",
     sparsity_weight: float = 0.03,
     orthogonality_weight: float = 1.0,
     energy_loss: float | None = None,
     ratio: float | None = None,
-    count: str = "multiply-adds",
+    count: Literal["multiply-adds", "parameters"] = "multiply-adds",
     sparse_part: float = 0.5,
     steps: Annotated[int | None, WHOLE] = None,
     minutes: float | None = None,
     rate: float = 1e-3,
     batch: Annotated[int, WHOLE] = 32,
-    holdout: float | str = 0.1,
+    holdout: float | DataName = 0.1,
     patience: Annotated[int, WHOLE] = 0,
     dense: Path | None = None,
     checkpoint: Path | None = None,
-    device: str = "cpu",
+    device: Device = "cpu",
     tolerance: str = DEFAULT_TOLERANCE,
     seed: Seed = 0,
     quiet: Quiet = False,

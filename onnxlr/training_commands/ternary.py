@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from onnxlr import training_verbs
+from onnxlr.choices import Activations, DataName, Device, GroupSize, TargetName
 from onnxlr.console import at_work, out, print_json
 from onnxlr.flags import (
     WHOLE,
@@ -33,31 +34,33 @@ def train_ternary(
     model: Path,
     /,
     *,
-    data: str,
+    data: DataName,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
-    method: Annotated[str, Parameter(help="ternary_svd or ternary.")] = "ternary_svd",
+    method: Annotated[
+        Literal["ternary_svd", "ternary"], Parameter(help="ternary_svd or ternary.")
+    ] = "ternary_svd",
     flags: Any = None,
     loss: str | None = None,
-    train: str = "all",
+    train: Literal["layers", "scales", "all"] = "all",
     layers: Patterns = (),
     skip: Patterns = (),
     eta: float = 3.0,
     every: Annotated[int, WHOLE] = 50,
     renewing: float = 0.5,
     feedback: float | None = None,
-    scales: str = "solved",
-    group_size: Annotated[int | None, WHOLE] = None,
-    activations: str | None = None,
-    target: str = "onnx",
+    scales: Literal["solved", "trained"] = "solved",
+    group_size: Annotated[GroupSize | None, WHOLE] = None,
+    activations: Activations | None = None,
+    target: TargetName = "onnx",
     steps: Annotated[int | None, WHOLE] = None,
     minutes: float | None = None,
     rate: float | None = None,
     batch: Annotated[int, WHOLE] = 32,
-    holdout: float | str = 0.1,
+    holdout: float | DataName = 0.1,
     patience: Annotated[int, WHOLE] = 4,
     dense: Path | None = None,
     checkpoint: Path | None = None,
-    device: str = "cpu",
+    device: Device = "cpu",
     bfloat16: Switch = False,
     tolerance: str = DEFAULT_TOLERANCE,
     seed: Seed = 0,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from onnxlr import training_verbs
+from onnxlr.choices import DataName, Device
 from onnxlr.console import at_work, out, publish
 from onnxlr.errors import OutputError, VerificationError
 from onnxlr.flags import WHOLE, Json, Quiet, Seed, Switch, Threads
@@ -29,9 +30,9 @@ def tune(
     rewritten: Path,
     /,
     *,
-    data: str,
+    data: DataName,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
-    train: str = "factors",
+    train: Literal["scales", "factors", "all"] = "factors",
     loss: str | None = None,
     distill: float | None = None,
     hidden: float | None = None,
@@ -40,10 +41,10 @@ def tune(
     minutes: float | None = None,
     rate: float | None = None,
     batch: Annotated[int, WHOLE] = 16,
-    holdout: float | str = 0.1,
+    holdout: float | DataName = 0.1,
     patience: Annotated[int, WHOLE] = 4,
     checkpoint: Path | None = None,
-    device: str = "cpu",
+    device: Device = "cpu",
     seed: Seed = 0,
     tolerance: str = DEFAULT_TOLERANCE,
     keep: Switch = False,

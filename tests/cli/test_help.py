@@ -96,6 +96,29 @@ def test_what_was_probably_meant(run: Run, model: Path) -> None:
         assert meant in ended.err, ended.err
 
 
+def test_what_training_knows_is_what_its_commands_offer() -> None:
+    pytest.importorskip("torch", reason="training needs the extra onnxlr[train]")
+    from onnxlr.methods.matricisation import FORMS
+    from onnxlr.training import selection
+    from onnxlr.training.svd.factored import SPARSITIES
+    from onnxlr.training.svd.ranks import COUNTS
+    from onnxlr.training.ternary import wish
+    from onnxlr.training.ternary.codes import SCALES
+
+    for command, flag, known in (
+        ("train-svd", "--form", FORMS),
+        ("train-svd", "--sparsity", SPARSITIES),
+        ("train-svd", "--count", COUNTS),
+        ("train-ternary", "--method", wish.METHODS),
+        ("train-ternary", "--train", wish.TRAINED),
+        ("train-ternary", "--scales", SCALES),
+        ("tune", "--train", selection.TRAINED),
+    ):
+        arguments = app[command].assemble_argument_collection()
+        (found,) = [each for each in arguments if flag in each.names]
+        assert set(found.get_choices(force=True) or ()) == set(known), (command, flag)
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_names_every_command(run: Run, shell: str) -> None:
     ended = run("completion", shell)
@@ -113,6 +136,17 @@ def test_completion_names_every_command(run: Run, shell: str) -> None:
         (["verify", "--stat"], {"--statistics"}),
         (["completion", ""], {"bash", "fish", "zsh"}),
         (["inspect", "m.on"], {"m.onnx"}),
+        (["rewrite", "m.onnx", "--method", "ternary"], {"ternary", "ternary_svd"}),
+        (["plan", "m.onnx", "--target", ""], {"onnx", "ort", "onnxlr"}),
+        (["plan", "m.onnx", "--format", "float1"], {"float16"}),
+        (["plan", "m.onnx", "--goal", ""], {"size", "latency", "balanced"}),
+        (["plan", "m.onnx", "--group-size", ""], {"0", "32", "64", "128"}),
+        (["plan", "m.onnx", "--order", ""], {"forward", "backward"}),
+        (["sweep", "m.onnx", "--measure", ""], {"cosine", "relout", "top1"}),
+        (["tune", "m.onnx", "m.onnx", "--train", ""], {"scales", "factors", "all"}),
+        (["rewrite", "m.onnx", "--data", "m.o"], {"m.onnx"}),
+        (["observe", "m.onnx", "--calibration", "m.o"], {"m.onnx"}),
+        (["observe", "m.onnx", "--calibration", "m.onnx", "--holdout", "m."], {"m.onnx"}),
     ],
 )
 def test_bash_completes(run: Run, model: Path, words: list[str], expected: set[str]) -> None:

@@ -68,7 +68,7 @@ def test_json_and_the_dense_model(run: Run, here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--method", "svd"), "makes no ternary layers"),
+        (("--method", "svd"), "expected one of ternary_svd, ternary"),
         (("--data", "none.npz"), "none.npz"),
         (("--loss", "nothing:here"), "nothing"),
         (("--holdout", "0"), "holdout"),
