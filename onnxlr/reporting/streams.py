@@ -15,6 +15,10 @@ from onnxlr.errors import OutputError
 __all__ = ["Stream", "tolerate_encodings"]
 
 
+_LONGEST = 2000
+"""Characters that rich looks for numbers and paths in: its patterns take quadratic time."""
+
+
 class Stream(Console):
     """A console that leaves the exit code alone: it falls silent when nobody reads it any more.
 
@@ -32,7 +36,9 @@ class Stream(Console):
         self.documents = 0
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does."""
+        """Print as rich does; colours nothing in a text that names of a model made long."""
+        if any(isinstance(each, str) and len(each) > _LONGEST for each in objects):
+            options["highlight"] = False
         try:
             super().print(*objects, **options)
         except OSError as error:

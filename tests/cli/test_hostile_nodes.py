@@ -8,7 +8,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
+from rich.text import Text
 
+from onnxlr import console
 from tests.classifier import classifier
 from tests.cli.conftest import Run
 from tests.cli.hostile import COMMANDS, Answered, Damage, Refused, answered
@@ -102,6 +104,23 @@ def test_names(answered: Answered, damage: Damage) -> None:
     model = classifier()
     damage(model)
     answered(model)
+
+
+@pytest.mark.parametrize("name", ["n" * 70_000, "a\0b"], ids=["long", "with a NUL"])
+def test_names_of_inputs_and_outputs(
+    answered: Answered, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their arrays go to another process; what is said of them is not coloured."""
+    coloured: list[int] = []
+    monkeypatch.setattr(
+        console.out, "highlighter", lambda text: coloured.append(len(text)) or Text(str(text))
+    )
+    model = classifier()
+    model.graph.input[0].name = model.graph.node[0].input[0] = name
+    model.graph.output[0].name = model.graph.node[-1].output[0] = f"{name}!"
+    codes = answered(model)
+    assert codes == {"inspect": 0, "plan": 0, "rewrite": 1, "verify": 0}
+    assert 0 < max(coloured) < 5000
 
 
 def test_control_characters_are_not_sent_to_the_terminal(run: Run, folder: Path) -> None:
