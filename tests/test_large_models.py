@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 
+import onnxlr
 from tools.bench_large_model import make_model
 
 LAYERS, SIZE = 16, 1024
@@ -65,3 +67,24 @@ def test_memory_is_that_of_a_layer(verb: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     taken = int(done.stdout)
     assert 0 < taken < 0.6 * MODEL, f"{taken / MODEL:.2f} of the model"
+
+
+@pytest.mark.slow
+def test_a_model_in_memory_above_what_protobuf_writes_is_refused_with_a_way_out() -> None:
+    """This takes 4 GB: the weight twice."""
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, size])
+        for name, size in (("x", 2**15), ("y", 2**14))
+    ]
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    model = onnx.ModelProto(ir_version=8)
+    model.opset_import.add(version=17)
+    model.graph.name = "g"
+    model.graph.node.append(node)
+    model.graph.input.append(ends[0])
+    model.graph.output.append(ends[1])
+    big = model.graph.initializer.add(name="w", dims=[2**15, 2**14], data_type=1)
+    big.raw_data = bytes(2**31)
+    for use in (onnxlr.inspect, onnxlr.session):
+        with pytest.raises(onnxlr.ModelError, match=r"2 GB.*save_as_external_data"):
+            use(model)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
+from google.protobuf.message import EncodeError
 
 from onnxlr.model.liveness import Uses
 from onnxlr.model.names import Names
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 
     from onnxlr.model.data_file import DataFile
 
-__all__ = ["Model", "tensors_of"]
+__all__ = ["Model", "proto_bytes", "tensors_of"]
 
 _READ_SIZE = 1 << 20
+_PROTO_END = 1 << 31
 
 
 class Model:
@@ -144,6 +146,15 @@ class Model:
                 while block := stream.read(_READ_SIZE):
                     digest.update(block)
         return digest.hexdigest()
+
+
+def proto_bytes(proto: onnx.ModelProto) -> int | None:
+    """Return the bytes of a model's file; None above 2 GB, which protobuf does not write."""
+    try:
+        size = int(proto.ByteSize())
+    except EncodeError:
+        return None
+    return size if size < _PROTO_END else None
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

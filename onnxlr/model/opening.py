@@ -11,7 +11,7 @@ from onnx import shape_inference
 
 from onnxlr.errors import ModelError, UsageError
 from onnxlr.model.growth import check_functions
-from onnxlr.model.model import Model
+from onnxlr.model.model import Model, proto_bytes
 from onnxlr.model.soundness import TOO_DEEP, check_messages, check_tensors
 
 __all__ = ["open_model"]
@@ -39,6 +39,11 @@ def open_model(source: str | Path | bytes | onnx.ModelProto, check: bool = True)
         nested too deep, holds text that is not UTF-8, or tensors without the values they claim.
     """
     if isinstance(source, onnx.ModelProto):
+        if proto_bytes(source) is None:
+            raise ModelError(
+                "the given model: takes more than 2 GB, which protobuf cannot write; save it with "
+                "its weights in another file (onnx.save, save_as_external_data) and give the path"
+            )
         if check:
             _check_contents(source, None)  # before protobuf's copying, which is recursive
         proto = onnx.ModelProto()

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
-from google.protobuf.message import EncodeError
 
 from onnxlr.errors import OutputError
 from onnxlr.model.data_file import SMALL, DataFile
 from onnxlr.model.external import extent_of
-from onnxlr.model.model import tensors_of
+from onnxlr.model.model import proto_bytes, tensors_of
 from onnxlr.model.tensors import is_external
 from onnxlr.scratch import LOCK, alone_in, scratch, undisturbed
 
@@ -193,10 +192,8 @@ def write_model(model: Model, folder: Path, name: str) -> None:
 
 def is_too_big(proto: onnx.ModelProto, more: int = 0) -> bool:
     """Return whether a model, with some bytes more, has to have its weights in another file."""
-    try:
-        return bool(proto.ByteSize() + more >= _PROTO_LIMIT)
-    except EncodeError:  # which protobuf raises above 2 GB
-        return True
+    inside = proto_bytes(proto)
+    return inside is None or inside + more >= _PROTO_LIMIT
 
 
 def data_file(model: Model, folder: Path, name: str) -> DataFile:

@@ -13,13 +13,13 @@ import onnx
 import onnxruntime as ort
 
 from onnxlr.errors import LibraryError, LibraryMissingError, ModelError, UsageError
+from onnxlr.model.model import proto_bytes
 from onnxlr.operators.schema import DOMAIN
 from onnxlr.runtime.library import LIBRARY_VARIABLE, get_library_path, register_ops
 
 __all__ = ["offer_kernels", "open_session", "session"]
 
 _logger = logging.getLogger("onnxlr")
-_LARGEST_PROTO = 2**31 - 1
 _WEIGHTS_ELSEWHERE = (
     "the model in memory has weights in another file, which is found beside a model's file only; "
     "give the path of that file, or load the model with its weights by onnx.load"
@@ -115,11 +115,11 @@ def _source_of(model: object) -> str | bytes:
         )
     if any(onnx.external_data_helper.uses_external_data(t) for t in model.graph.initializer):
         raise ModelError(_WEIGHTS_ELSEWHERE)
-    if model.ByteSize() > _LARGEST_PROTO:
+    if proto_bytes(model) is None:
         raise ModelError(
-            f"the model in memory has {model.ByteSize():,} bytes, more than a session takes from "
-            "memory; save it with its weights in another file, by onnx.save and "
-            "save_as_external_data, and give the path"
+            "the model in memory takes more than 2 GB, which a session does not take from memory; "
+            "save it with its weights in another file, by onnx.save and save_as_external_data, and "
+            "give the path"
         )
     return bytes(model.SerializeToString())
 
