@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from onnxlr.errors import UsageError
+from onnxlr.fits import FitStore
 from onnxlr.methods import SvdOptions
 from onnxlr.methods.offering import Offer
 from onnxlr.planning.asking import Aims, bytes_of, method_of, request_of
@@ -154,6 +155,13 @@ def test_a_cache_may_be_a_file_of_measurements(tmp_path: Path) -> None:
             Aims(cache=tmp_path / name).workers(isolate=True)
     (tmp_path / "folder.db").mkdir()
     assert Aims(cache=tmp_path / "folder.db").workers(isolate=True).store is not None
+
+
+def test_a_cache_that_cannot_be_looked_at_is_a_folder(tmp_path: Path) -> None:
+    """Whoever writes there first says what is wrong."""
+    aims = Aims(cache=tmp_path / ("x" * 300))  # longer than names can be
+    assert aims.measurements() == tmp_path / ("x" * 300) / "measurements.sqlite"
+    assert aims.store() == FitStore(tmp_path / ("x" * 300) / "fits")
 
 
 @pytest.mark.parametrize(
