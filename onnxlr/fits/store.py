@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,13 @@ def _read(path: Path) -> Fit | None:
         return None
     found = unflatten(arrays.pop(_TEXT).tobytes().decode(), arrays, _CLASSES)
     return found if isinstance(found, Fit) else None
+
+
+def _stands_for(fit: Fit, shape: Sequence[int]) -> bool:
+    """Return whether a fit, whatever its key says, is one of a weight of such a shape."""
+    with np.errstate(all="ignore"):
+        dense = fit.chain.reconstruct()
+    return dense.shape == tuple(shape) and bool(np.isfinite(dense).all())
 
 
 def _below(kind: type[Any]) -> Iterator[type[Any]]:
@@ -84,8 +91,8 @@ class FitStore:
         except OSError as error:
             self._give_up(error)
 
-    def get(self, key: str) -> Fit | None:
-        """Return a fit, None if there is none that can be read."""
+    def get(self, key: str, shape: Sequence[int]) -> Fit | None:
+        """Return a fit of a weight of that shape, None if there is none that can be read."""
         path = self._path(key)
         try:
             if not path.is_file():
@@ -94,6 +101,8 @@ class FitStore:
             return None
         try:
             fit = _read(path)
+            if fit is not None and not _stands_for(fit, shape):
+                fit = None
         except (DataError, UsageError, RecursionError, *_OF_DAMAGE):
             fit = None
         if fit is not None:

@@ -101,7 +101,7 @@ class Workers:
         """
         weight = read_weight(model, piece.layer)
         key = None if self.store is None else fit_key(weight, piece.evidence, piece.wish)
-        found = self.known(key)
+        found = self.known(key, weight.shape)
         if found is not None:
             return found
         # A copy, because evidence keeps the metrics that it makes, and pieces are many.
@@ -138,9 +138,11 @@ class Workers:
         wanted = self.jobs is not None or self.memory is not None
         return wanted or sum(_entries(piece) * 4 for piece in pieces) >= _LARGE
 
-    def known(self, key: str | None) -> Fit | None:
-        """Return what the store has under a key, None if there is none."""
-        return None if key is None or self.store is None else self.store.get(key)
+    def known(self, key: str | None, shape: Sequence[int] | None) -> Fit | None:
+        """Return what the store has of a weight under a key, None if there is none."""
+        if key is None or shape is None or self.store is None:
+            return None
+        return self.store.get(key, shape)
 
     def room(self, pieces: Sequence[Piece]) -> int:
         """Return the bytes that other processes may take while this one writes layers."""
@@ -189,7 +191,7 @@ class _Batch:
                 weight = read_weight(self._model, piece.layer)
                 key = fit_key(weight, piece.evidence, piece.wish)
             self._keys[number] = key
-            if self._workers.known(key) is not None:
+            if self._workers.known(key, piece.layer.shape) is not None:
                 self._known.add(number)
             else:
                 self._ordered.append(number)
@@ -229,7 +231,7 @@ class _Batch:
             found: Fit | str = read_pickle(file)
             file.unlink()
             return found
-        known = self._workers.known(self._keys[number])
+        known = self._workers.known(self._keys[number], self._pieces[number].layer.shape)
         if known is None:  # somebody took it away, while others are still being fitted
             folder = self._folder / f"again-{number:06}"
             folder.mkdir()

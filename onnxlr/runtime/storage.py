@@ -52,7 +52,7 @@ def read_arrays(file: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _entry(name: str, number: int) -> str:
-    """Return what an array is called in the file: its name, if zip and numpy tell it from others."""
+    """Return what an array is called in the file: its name, if zip and numpy take it as it is."""
     fits = len(name.encode()) <= _LONGEST and "\0" not in name
     taken = name == _NAMES or name.startswith(_INSTEAD) or name.endswith(".npy")
     return name if fits and not taken else f"{_INSTEAD}{number}"

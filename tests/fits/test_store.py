@@ -69,7 +69,7 @@ def test_every_method_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
         if isinstance(fit, str):
             continue
         store.put(f"{number:02}", fit)
-        found = store.get(f"{number:02}")
+        found = store.get(f"{number:02}", matrix.shape)
         assert found is not None
         assert parts(found) == parts(fit)
         assert type(found.options) is METHODS[name].options
@@ -85,14 +85,14 @@ def test_every_format_comes_back_as_it_was(format: str, tmp_path: Path) -> None:
     fit = made(weight(64, 48), wish(format=format))
     fit = replace(fit, corrections=weight(1, 48).astype(np.float64), error=0.25)
     FitStore(tmp_path).put(KEY, fit)
-    found = FitStore(tmp_path).get(KEY)
+    found = FitStore(tmp_path).get(KEY, (64, 48))
     assert found is not None
     assert parts(found) == parts(fit)
     assert found.chain.stages[0].weight.codes.dtype == fit.chain.stages[0].weight.codes.dtype
 
 
 def test_nothing_is_known_at_first(tmp_path: Path) -> None:
-    assert FitStore(tmp_path / "none").get(KEY) is None
+    assert FitStore(tmp_path / "none").get(KEY, (24, 36)) is None
     assert not (tmp_path / "none").exists()
 
 
@@ -155,6 +155,19 @@ def compressed_strangely(file: Path) -> None:
         archive.writestr("structure.npy", b"\x93NUMPY nonsense")
 
 
+def of_another_weight(file: Path) -> None:
+    """As if somebody had given one entry the name of another."""
+    fit = made(weight(24, 35), wish())
+    FitStore(file.parents[1]).put(KEY, fit)
+
+
+def not_finite(file: Path) -> None:
+    fit = made(weight(24, 36), wish())
+    for stage in fit.chain.stages:
+        stage.weight.codes[0] = np.inf
+    FitStore(file.parents[1]).put(KEY, fit)
+
+
 class Evil:
     """Writes a file when it is unpickled."""
 
@@ -168,7 +181,7 @@ class Evil:
     "damage",
     [
         *(truncated, flipped, emptied, pickled, bare_pickle, of_another_class, no_fit),
-        *(stages_that_do_not_fit, deep, compressed_strangely),
+        *(stages_that_do_not_fit, deep, compressed_strangely, of_another_weight, not_finite),
     ],
 )
 def test_a_damaged_entry_is_none_and_runs_nothing(damage: Any, tmp_path: Path) -> None:
@@ -176,11 +189,11 @@ def test_a_damaged_entry_is_none_and_runs_nothing(damage: Any, tmp_path: Path) -
     file = entry(tmp_path / "cache")
     damage(file)
     with pytest.warns(OnnxlrWarning, match="is damaged and not used"):
-        assert FitStore(tmp_path / "cache").get(KEY) is None
+        assert FitStore(tmp_path / "cache").get(KEY, (24, 36)) is None
     assert not (tmp_path / "run").exists()
     fit = made(weight(24, 36), wish())
     FitStore(tmp_path / "cache").put(KEY, fit)
-    found = FitStore(tmp_path / "cache").get(KEY)
+    found = FitStore(tmp_path / "cache").get(KEY, (24, 36))
     assert found is not None
     assert parts(found) == parts(fit)
 
@@ -203,7 +216,7 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         store.put(KEY, made(weight(4, 4), wish(rank=1)))
-    assert store.get(KEY) is None
+    assert store.get(KEY, (24, 36)) is None
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
@@ -229,7 +242,7 @@ def test_a_folder_that_cannot_be_looked_into_has_nothing(tmp_path: Path) -> None
     store = FitStore(tmp_path / ("x" * 300))  # longer than names can be
     with pytest.warns(OnnxlrWarning, match="fits cannot be kept there"):
         store.prepare()
-    assert store.get(KEY) is None
+    assert store.get(KEY, (24, 36)) is None
 
 
 # --- keys ----------------------------------------------------------------------------------------

@@ -224,9 +224,9 @@ def test_an_entry_that_goes_away_meanwhile_is_made_anew(
     plain = files_of(model, tmp_path / "first", jobs=1, cache=cache)
     original, asked = FitStore.get, list[str]()
 
-    def forgetful(store: FitStore, key: str) -> Any:
+    def forgetful(store: FitStore, key: str, shape: Any) -> Any:
         asked.append(key)
-        return original(store, key) if asked.count(key) == 1 else None
+        return original(store, key, shape) if asked.count(key) == 1 else None
 
     monkeypatch.setattr(FitStore, "get", forgetful)
     assert files_of(model, tmp_path / "second", jobs=1, cache=cache) == plain
@@ -243,11 +243,11 @@ def test_a_cache_that_is_deleted_meanwhile_is_made_anew(
     original = FitStore.get
     asked: list[str] = []
 
-    def deleting(store: FitStore, key: str) -> Any:
+    def deleting(store: FitStore, key: str, shape: Any) -> Any:
         asked.append(key)
         if asked.count(key) > 1:
             shutil.rmtree(cache, ignore_errors=True)
-        return original(store, key)
+        return original(store, key, shape)
 
     monkeypatch.setattr(FitStore, "get", deleting)
     monkeypatch.setattr(workers, "_TOGETHER", 0)

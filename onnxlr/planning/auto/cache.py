@@ -33,6 +33,9 @@ _TABLE = (
     "CREATE TABLE IF NOT EXISTS measurements "
     "(version INTEGER, key TEXT, value TEXT, PRIMARY KEY (version, key)) WITHOUT ROWID"
 )
+_MEANT = "SELECT sql FROM sqlite_master WHERE tbl_name = 'measurements' AND sql IS NOT NULL"
+"""What there is of that name: a view could take for ever to read, a trigger do more than asked."""
+
 _READ = "SELECT value FROM measurements WHERE version = ? AND key = ?"
 _WRITE = "INSERT OR REPLACE INTO measurements VALUES (?, ?, ?)"
 
@@ -89,7 +92,7 @@ class Cache:
             return None
         try:
             return json.loads(text)
-        except (ValueError, TypeError):  # damage that the database does not see
+        except (ValueError, TypeError, RecursionError):  # damage that the database does not see
             return None
 
     def put(self, key: str, value: Any) -> None:
@@ -165,6 +168,8 @@ def _connect(path: Path) -> sqlite3.Connection:
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(_TABLE)
+        if connection.execute(_MEANT).fetchall() != [(_TABLE.replace("IF NOT EXISTS ", ""),)]:
+            raise sqlite3.DatabaseError("its table is another")
         connection.execute(_READ, (_VERSION, "")).fetchone()
     except BaseException:
         connection.close()

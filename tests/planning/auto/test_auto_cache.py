@@ -260,11 +260,35 @@ def test_damaged_files_do_not_replace_each_other(path):
     assert len(list(path.parent.glob("*.damaged-?"))) == 2
 
 
-def test_a_value_that_is_no_json_is_not_there(path):
+ENDLESS = (
+    "CREATE VIEW measurements (version, key, value) AS WITH RECURSIVE n (i) AS "
+    "(SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT 1, 'other', '1' FROM n"
+)
+TRIGGER = "CREATE TRIGGER t BEFORE INSERT ON measurements BEGIN DELETE FROM measurements; END"
+COMPUTED = "CREATE TABLE measurements (version, key, value AS (printf('%.*c', 1000000000, 'x')))"
+
+
+@pytest.mark.parametrize("script", [ENDLESS, f"{module._TABLE}; {TRIGGER}", COMPUTED])
+def test_a_file_that_computes_is_set_aside(path, script):
+    """Reading a view may never end."""
+    path.parent.mkdir()
+    connection = sqlite3.connect(path)
+    connection.executescript(script)
+    connection.close()
+    with pytest.warns(OnnxlrWarning, match="damaged-1"):
+        cache = Cache(path)
+    with cache:
+        cache.put("a", 1)
+        cache.put("b", 2)
+        assert (cache.get("a"), cache.get("b"), cache.get("c")) == (1, 2, None)
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000])
+def test_a_value_that_is_no_json_is_not_there(path, text):
     with Cache(path) as cache:
         cache.put("k", 1)
     connection = sqlite3.connect(path)
-    connection.execute("UPDATE measurements SET value = '{'")
+    connection.execute("UPDATE measurements SET value = ?", (text,))
     connection.commit()
     connection.close()
     with Cache(path) as cache:
