@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import log
+from math import log, prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from onnxlr.errors import OnnxlrWarning, UsageError
 from onnxlr.evidence import Knowledge
 from onnxlr.layers import Layer, find_layers, layer_keys
 from onnxlr.model import Model
+from onnxlr.plan import Choice, Proposal
 from onnxlr.planning.alone import sizes_of_symbols
 from onnxlr.planning.auto.building import Whole
 from onnxlr.planning.auto.cache import Cache, key_of, machine_key
@@ -40,6 +41,9 @@ __all__ = ["prepare"]
 
 _TRIAL_ERROR = 0.1
 """Error of a layer that its sensitivity is best measured with: neither noise nor ruin."""
+
+_LARGEST = 2_000_000_000
+"""Bytes of a weight from which on a layer is left alone: no message holds 2 GB."""
 
 
 @contextmanager
@@ -112,7 +116,7 @@ class _Preparation:
     def carry_out(self, layers: Sequence[Layer]) -> Prepared:
         """Measure, and return what there is to choose among."""
         usual = Request(selection=self.request.selection)
-        left = {layer.name: kept(layer, usual) for layer in layers}
+        left = {layer.name: kept(layer, usual) or _too_large(layer) for layer in layers}
         meant = [layer for layer in layers if left[layer.name] is None]
         keys = layer_keys(self.model, layers, meant)
         knowledge = gather(self.model, layers, self.sources, self.isolate, self.progress, meant)
@@ -244,6 +248,18 @@ class _Preparation:
             )
             self.cache.put(key, damages)
         return sensitivities(trials, damages)
+
+
+def _too_large(layer: Layer) -> Proposal | None:
+    """Return the proposal to keep a layer that no model of its own can be written of."""
+    size = 0 if layer.shape is None else prod(layer.shape) * layer.dtype.itemsize
+    if size < _LARGEST:
+        return None
+    reason = (
+        f"its weight takes {size:,} bytes, and method auto measures layers of less than "
+        f"{_LARGEST:,}: give a method and --layers '{layer.name}'"
+    )
+    return Proposal(layer, Choice("keep", reason=reason))
 
 
 def _trial_of(row: Row, workshop: Workshop) -> Trial | None:

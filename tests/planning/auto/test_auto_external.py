@@ -16,7 +16,7 @@ from onnx import TensorProto, numpy_helper
 import onnxlr
 from onnxlr.fits import workers
 from onnxlr.model import open_model, saving
-from onnxlr.planning.auto import contest, stock
+from onnxlr.planning.auto import contest, preparing, stock
 from onnxlr.planning.auto.quantizers import dynamic_int8, matmul_nbits, static_int8
 from onnxlr.planning.auto.stock import STOCK, Stock
 from tests.classifier import classifier, samples, weight
@@ -174,6 +174,16 @@ def test_models_too_big_for_one_file_are_built_and_measured(
     assert values_of(output) == values_of(tmp_path / "plain.onnx")
     assert open_model(output).external_files() == ["m.onnx.data"]
     assert max(path.stat().st_size for path in output.parent.glob("*.onnx")) < LIMIT + 6000
+
+
+def test_a_layer_that_no_message_holds_is_left_alone(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "_LARGEST", 400 * 400 * 4)
+    result = rewrite(model, tmp_path / "o.onnx", goal="size")
+    reason = str(result.plan.layers["second"].reason)
+    assert reason.startswith("its weight takes 640,000 bytes, and method auto measures layers of")
+    assert [name for name, c in result.plan.layers.items() if not c.keeps] == ["first", "head"]
 
 
 # --- ONNX Runtime's tools ------------------------------------------------------------------------
