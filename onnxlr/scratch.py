@@ -172,6 +172,8 @@ def undisturbed(work: Callable[[], Result]) -> Result:
     try:
         Thread(target=do).start()
         done.wait()  # joining a thread twice does not wait again in Python 3.11
+    except RuntimeError:  # Python ends, and begins no more threads
+        return work()
     except BaseException:
         if begun.wait(_START):
             done.wait()

@@ -165,6 +165,22 @@ def test_nothing_else_makes_temporary_folders() -> None:
     assert found == {"scratch.py"}
 
 
+def test_where_no_thread_can_begin_it_is_done_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in what is cleaned up while Python ends."""
+
+    class NoThread:
+        def __init__(self, target: object) -> None:
+            pass
+
+        def start(self) -> None:
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr("onnxlr.scratch.Thread", NoThread)
+    assert undisturbed(lambda: 17) == 17
+
+
 # --- full disks ----------------------------------------------------------------------------------
 
 
