@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from onnxlr.errors import OnnxlrWarning
 from onnxlr.runtime import describe_ops
+from onnxlr.scratch import alone_in
 
 __all__ = ["Cache", "key_of", "machine_key"]
 
@@ -125,8 +126,8 @@ class Cache:
             except sqlite3.Error as error:
                 if not _is_damage(error):
                     raise
-                _set_aside(path)
-                self._file = _connect(path)
+                with alone_in(path.parent):
+                    self._file = _begun_anew(path)
         except (OSError, sqlite3.Error) as error:
             self._to_memory(error)
 
@@ -175,6 +176,17 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _begun_anew(path: Path) -> sqlite3.Connection:
+    """Open a file that was found to be damaged, unless another process has begun it anew."""
+    try:
+        return _connect(path)
+    except sqlite3.Error as error:
+        if not _is_damage(error):
+            raise
+    _set_aside(path)
+    return _connect(path)
 
 
 def _is_damage(error: Exception) -> bool:

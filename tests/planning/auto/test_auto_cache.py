@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnxruntime as ort
@@ -232,6 +233,28 @@ def test_a_file_cut_short_is_set_aside(path):
         cache.put("k", 1)
     with Cache(path) as again:
         assert again.get("k") == 1
+
+
+def test_what_another_process_has_begun_anew_is_not_set_aside(path, monkeypatch):
+    """Both found the same damage; the other was first to the lock."""
+    path.parent.mkdir()
+    path.write_bytes(b"no database" * 1000)
+    alone_in = module.alone_in
+
+    @contextmanager
+    def second(folder):
+        path.unlink()
+        with Cache(path) as other:
+            other.put("k", 1)
+        with alone_in(folder):
+            yield
+
+    monkeypatch.setattr(module, "alone_in", second)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Cache(path) as cache:
+            assert cache.get("k") == 1
+    assert list(path.parent.glob("*.damaged-*")) == []
 
 
 def test_damage_while_it_is_open_is_noticed(path):
