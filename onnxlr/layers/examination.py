@@ -128,6 +128,8 @@ class Candidate:
                 wanted = rank - 1 if len(data) == 1 else max(len(data), rank)
         if result is not None and wanted is not None and len(result) != wanted:
             raise self._wrong_rank(site.output, len(result), str(wanted))
+        if result is not None and wanted is None and len(result) < rank - 1:  # data of unknown rank
+            raise self._wrong_rank(site.output, len(result), f"at least {rank - 1}")
 
     def _is_scalar(self, site: Site) -> bool:
         return site.data_dims == () and site.layout is not Layout.ROWS

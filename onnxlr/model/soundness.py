@@ -31,6 +31,8 @@ _WITHOUT_VALUES = [f for f in onnx.TensorProto.DESCRIPTOR.fields if f.name not i
 def check_messages(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
     """Check that messages are not nested deeper than a file can be, and that all text is UTF-8.
 
+    And that only nodes of functions have attributes that are a function's parameters.
+
     Neither protobuf nor ONNX's checker minds text, and Python would stumble over it much later. A
     proto that was made in memory may be nested so deep that protobuf itself, which is recursive,
     would end the process with it: this is not.
@@ -43,17 +45,23 @@ def check_messages(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
     Raises
     ------
     ModelError
-        If they are, or some is not.
+        If they are, some is not, or others have.
     """
     tensors = []
-    pending: list[tuple[Message, int]] = [(proto, 1)]
+    pending: list[tuple[Message, int, bool]] = [(proto, 1, False)]
     while pending:
-        message, level = pending.pop()
+        message, level, in_function = pending.pop()
         if level > _MOST_LEVELS:
             raise ModelError(f"{TOO_DEEP}, which no file can be")
         if isinstance(message, onnx.TensorProto):
             tensors.append(message)
-        inner = [(each, level + 1) for each in _inner_messages(message)]
+        elif isinstance(message, onnx.AttributeProto) and message.ref_attr_name and not in_function:
+            raise ModelError(
+                f"attribute '{message.name}' is the parameter '{message.ref_attr_name}' of a "
+                "function, but its node is in none"
+            )
+        in_function |= isinstance(message, onnx.FunctionProto)
+        inner = [(each, level + 1, in_function) for each in _inner_messages(message)]
         pending.extend(reversed(inner))
     return tensors
 

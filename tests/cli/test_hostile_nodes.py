@@ -217,15 +217,25 @@ LIES = {
     "alpha that is not a number": lambda: attribute_of(
         classifier(), "alpha", type=KIND.FLOAT, f=float("nan")
     ),
-    "a reference out of any function": lambda: attribute_of(
-        classifier(), "transB", type=KIND.INT, ref_attr_name="t"
-    ),
 }
 
 
 @pytest.mark.parametrize("case", LIES)
 def test_attributes_that_lie(answered: Answered, case: str) -> None:
     answered(LIES[case]())
+
+
+@pytest.mark.parametrize("operator", ["Gemm", "If"])
+def test_a_parameter_of_no_function(refused: Refused, folder: Path, operator: str) -> None:
+    model = runnable_model() if operator == "If" else classifier()
+    node = next(node for node in model.graph.node if node.op_type == operator)
+    if operator == "If":
+        node = node.attribute[0].g.node[0]
+    node.attribute.add(name="transB", type=KIND.INT, ref_attr_name="t")
+    Path("bad.onnx").write_bytes(model.SerializeToString())
+    words = ["bad.onnx: attribute 'transB' is the parameter 't' of a function", "in none"]
+    for command in COMMANDS:
+        refused(command, 3, words)
 
 
 def test_a_branch_that_is_a_number(answered: Answered) -> None:
@@ -309,6 +319,23 @@ def test_data_of_any_rank(
     )
     opsets = [helper.make_opsetid("", 17)]
     answered(helper.make_model(graph, opset_imports=opsets, ir_version=8), COMMANDS[::2])
+
+
+@pytest.mark.parametrize("inputs", [["x", "w"], ["w", "x"]])
+def test_a_result_of_too_few_dimensions(refused: Refused, folder: Path, inputs: list[str]) -> None:
+    """Nothing is known of the data, and the result is stated to be one number."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", inputs, ["y"], "layer")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [])],
+        [numpy_helper.from_array(np.ones((10, 8), np.float32), "w")],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    Path("bad.onnx").write_bytes(model.SerializeToString())
+    for command in COMMANDS[:3]:
+        refused(command, 3, ["bad.onnx: node 'layer'", "'y' has 0 dimensions, expected at least 1"])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, 1e-45])
