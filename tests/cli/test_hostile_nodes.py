@@ -325,9 +325,15 @@ def test_data_of_any_rank(
 def test_a_result_of_too_few_dimensions(refused: Refused, folder: Path, inputs: list[str]) -> None:
     """Nothing is known of the data, and the result is stated to be one number."""
     graph = helper.make_graph(
-        [helper.make_node("MatMul", inputs, ["y"], "layer")],
+        [
+            helper.make_node("Reshape", ["flat", "shape"], ["x"]),
+            helper.make_node("MatMul", inputs, ["y"], "layer"),
+        ],
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
+        [
+            helper.make_tensor_value_info("flat", TensorProto.FLOAT, ["n"]),
+            helper.make_tensor_value_info("shape", TensorProto.INT64, ["k"]),
+        ],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [])],
         [numpy_helper.from_array(np.ones((10, 8), np.float32), "w")],
     )
