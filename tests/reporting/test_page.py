@@ -453,18 +453,42 @@ document.body.dataset.found = found.join("|");
 """
 
 
-def test_headings_sort_in_a_browser(page: str, tmp_path: Path) -> None:
+def browsed(folder: Path, *arguments: str) -> str:
+    """Run a browser without a window, and return what it prints."""
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
         pytest.skip("there is no Chromium to run the page in")
+    flags = ("--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/b")
+    command = [browser, *flags, *arguments]
+    ended = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=True)
+    return ended.stdout
+
+
+def test_print_unfolds_the_plan_and_no_cell_of_a_table(
+    rewritten: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    model, document = rewritten
+    sheets = []
+    for rejected, lines in ((0, 1), (300, 1), (0, 1500)):
+        made = json.loads(json.dumps(document))
+        for record in made["layers"]:
+            record["choice"]["rejected"] = {f"candidate {k}": "costs more" for k in range(rejected)}
+        made["plan"]["lines"] = list(range(lines))
+        (tmp_path / "p.html").write_text(page_with_spectra(made, Origin(model)), "utf-8")
+        browsed(tmp_path, f"--print-to-pdf={tmp_path}/p.pdf", (tmp_path / "p.html").as_uri())
+        sheets.append(len(re.findall(rb"/Type /Page\b", (tmp_path / "p.pdf").read_bytes())))
+    plain, with_candidates, with_a_long_plan = sheets
+    assert 0 < plain == with_candidates
+    assert with_a_long_plan >= plain + 10
+
+
+def test_headings_sort_in_a_browser(page: str, tmp_path: Path) -> None:
     # The page's own policy lets no other script run: it is taken off to look from inside.
     open_page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
     file = tmp_path / "page.html"
     file.write_text(open_page.replace("</body>", f"<script>{SORTS}</script></body>"), "utf-8")
-    flags = ("--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/b")
-    command = [browser, *flags, "--dump-dom", file.as_uri()]
-    ended = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=True)
+    dom = browsed(tmp_path, "--dump-dom", file.as_uri())
     errors = [row.all("td") for row in parsed(page).one("table", id="layer-table").all("tr")]
     values = {
         cells[0].text: float(cells[3].attributes["data-value"] or "")
@@ -473,7 +497,7 @@ def test_headings_sort_in_a_browser(page: str, tmp_path: Path) -> None:
     }
     rising = sorted(values, key=lambda number: values[number])
     by_name = sorted(values, key=lambda number: legible(list(NAMES.values())[int(number) - 1]))
-    (found,) = re.findall('data-found="([^"]*)"', ended.stdout)
+    (found,) = re.findall('data-found="([^"]*)"', dom)
     assert found.split("|") == [
         " ".join(("ascending", *rising)),
         " ".join(("descending", *rising[::-1])),

@@ -29,7 +29,7 @@ for (const table of document.querySelectorAll("table.sorts")) {
   });
 }
 addEventListener("beforeprint", () => {
-  for (const each of document.querySelectorAll("details:not([open])")) {
+  for (const each of document.querySelectorAll("section > details:not([open])")) {
     each.open = true;
     each.dataset.closed = "";
   }
