@@ -66,6 +66,7 @@ app = App(
     rewritten (with --require-change), 70 a defect of onnxlr, 130 interrupted.
     """,
     version=VERSION,
+    console=out,
     help_format="markdown",
     result_action="return_value",
     suppress_keyboard_interrupt=False,

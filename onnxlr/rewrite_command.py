@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from cyclopts import Parameter
 from onnxlr import pipeline
 from onnxlr.choices import DataName
 from onnxlr.console import at_work, out, publish
-from onnxlr.errors import OutputError, VerificationError
+from onnxlr.errors import OnnxlrWarning, OutputError, VerificationError
 from onnxlr.flags import (
     ANYTHING,
     AS_USUAL,
@@ -137,6 +138,12 @@ def rewrite(
             _tell(error.result, heading, report, as_json, origin)
         raise
     _tell(result, heading, report, as_json, origin)
+    if quiet and result.report is None:
+        warnings.warn(
+            f"{result.output}: nothing was rewritten, it is a copy (--require-change refuses that)",
+            OnnxlrWarning,
+            stacklevel=2,
+        )
 
 
 def _tell(found: Any, heading: str, report: Path | None, as_json: bool, origin: Origin) -> None:
@@ -177,7 +184,8 @@ def _budget(method: str | None, flags: Any, fitting: Fitting, wanted: Wanted, kn
     if not budget and method in METHODS:
         usual = str(METHODS[method].options())
         budget = [usual] if usual else []
+    kept_as = [fitting.format] if fitting.format else []
     if not budget:
-        return method
+        return ", ".join([method, *kept_as])
     where = "for all layers together" if fitting.allocate == "global" else "per layer"
-    return f"{method}, {', '.join(budget)} {where}"
+    return f"{', '.join([method, *kept_as, *budget])} {where}"

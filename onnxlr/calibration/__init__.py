@@ -1,6 +1,6 @@
 """Input data, and what a model's layers see of it."""
 
-from onnxlr.calibration.data import DataSource, check_files, label_of, load_feeds
+from onnxlr.calibration.data import Batches, DataSource, check_files, label_of, load_feeds
 from onnxlr.calibration.gathering import HOLDOUT, Sources, gather
 from onnxlr.calibration.importance import ImportanceSource
 from onnxlr.calibration.observation import observe
@@ -10,6 +10,7 @@ from onnxlr.calibration.signature import Feeds, InputSpec, check_feeds, signatur
 
 __all__ = [
     "HOLDOUT",
+    "Batches",
     "DataSource",
     "Feeds",
     "ImportanceSource",

@@ -32,11 +32,14 @@ DataSource = str | Path | Iterable[Mapping[str, Any]] | Mapping[str, Any]
 
 
 class Batches(list[Mapping[str, Any]]):
-    """Inputs, with what messages call them."""
+    """Inputs, with what messages call them, and whether layers were fitted to them."""
 
-    def __init__(self, feeds: Iterable[Mapping[str, Any]], label: str) -> None:
+    def __init__(
+        self, feeds: Iterable[Mapping[str, Any]], label: str, *, are_fitted: bool = False
+    ) -> None:
         super().__init__(feeds)
         self.label = label
+        self.are_fitted = are_fitted
 
 
 BATCH = 32

@@ -125,7 +125,7 @@ def _first(
         feeds = [read_arrays(Path(file)) for file in (meant or division.files)[:most]]
     words = "inputs (none are held out)" if held and not meant else "inputs"
     words = "held-out inputs" if held and meant else words
-    return Batches(feeds, f"{words} of {label_of(data)}")
+    return Batches(feeds, f"{words} of {label_of(data)}", are_fitted=not (held and meant))
 
 
 @dataclass(frozen=True)

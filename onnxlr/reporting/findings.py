@@ -41,9 +41,12 @@ def _print_contenders(
             "[green]best[/]" if each.chosen else ("" if each.meets else "[yellow]misses[/]"),
         )
     console.print(table)
+    problems: dict[str, list[str]] = {}
     for each in contenders:
         if each.problem is not None:
-            console.print(f"[dim]{shown(each.name)}: {shown(each.problem)}[/]")
+            problems.setdefault(each.problem, []).append(each.name)
+    for problem, names in problems.items():
+        console.print(f"[dim]{shown('; '.join(names))}: {shown(problem)}[/]")
     console.print(
         "[dim]of it: of the original's, with quartiles; times are of one run on one thread, in one "
         "race; models that lose more than is allowed are not timed; then what is lost[/]"

@@ -49,7 +49,7 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
             "[dim]shape: inputs×outputs, of kernels outputs×inputs×window; rank: singular values "
             "that hold 90 % / 99 % of the energy; even: largest rank whose factors have fewer "
             "parameters than the weight; both of kernels in the channel form; mul-adds: for one "
-            "item of every unknown dimension (+)[/]"
+            "item of every unknown dimension (+), ? where a shape is not known[/]"
         )
     _print_skipped(console, inspection.layers)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf, isnan, nan
 
-from onnxlr.calibration import DataSource, label_of, load_feeds, random_feeds, signature
+from onnxlr.calibration import Batches, DataSource, label_of, load_feeds, random_feeds, signature
 from onnxlr.errors import DataError, RuntimeFailureError
 from onnxlr.progress import Progress, silent
 from onnxlr.runtime import LEVELS, Outcome
@@ -127,6 +127,11 @@ def _notes(
         notes.append(
             "random inputs: they show that the model runs and is wired right, and say little about "
             "its quality on real data (give --data)"
+        )
+    if isinstance(data, Batches) and data.are_fitted:
+        notes.append(
+            "layers were fitted to these very inputs, as nothing of the calibration data is held "
+            "out: they say little about others (give more of it, or --data)"
         )
     if subject.reference_file is None:
         notes.append(f"the emission proof was not made: {subject.missing}")

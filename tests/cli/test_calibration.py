@@ -559,3 +559,27 @@ def test_a_plan_takes_its_own_settings_only(refused: Refused, run: Run, data: Pa
     ):
         arguments = ["rewrite", "m.onnx", "--plan", "p.json", "--calibration", data, *extra]
         refused(arguments, 2, ["give either a plan, or a method"])
+
+
+# --- what results are compared on ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "is_noted"),
+    [
+        (1, (), True),
+        (80, ("--holdout", "0"), True),
+        (80, (), False),
+        (1, ("--data", "d.npz"), False),
+    ],
+)
+def test_a_proof_on_what_layers_were_fitted_to_says_so(
+    run: Run, model: Path, rows: int, more: tuple[str, ...], is_noted: bool
+) -> None:
+    np.savez("c.npz", x=RUNS[:rows])
+    np.savez("d.npz", x=RUNS)
+    arguments = ("rewrite", model, "--rank", 4, "--calibration", "c.npz", *more, *ANY)
+    note = "layers were fitted to these very inputs"
+    assert (note in " ".join(done(run(*arguments)).split())) == is_noted
+    report = document(done(run(*arguments, "--json")), "rewrite")["report"]
+    assert any(note in text for text in report["notes"]) == is_noted

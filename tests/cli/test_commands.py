@@ -199,6 +199,17 @@ def test_nothing_to_rewrite_copies_and_says_so(run: Run, model: Path) -> None:
     assert ended.out.startswith("keep\n")
     assert "Nothing was rewritten: copy.onnx is a copy." in ended.out
     assert Path("copy.onnx").read_bytes() == model.read_bytes()
+    quiet = run("rewrite", model, "--method", "keep", "-o", "copy.onnx", "--quiet")
+    assert (quiet.code, quiet.out) == (0, "")
+    assert quiet.err.startswith("warning: copy.onnx: nothing was rewritten, it is a copy")
+    assert quiet.err.count("\n") == 1
+
+
+def test_the_heading_says_what_was_asked(run: Run, model: Path) -> None:
+    ended = run("rewrite", model, "--method", "quantize", "--format", "int8")
+    assert ended.out.startswith("quantize, int8\n")
+    ended = run("rewrite", model, "--rank", 4, "--format", "int8", "--tolerance", "cosine>=0.9")
+    assert ended.out.startswith("svd, int8, rank 4 per layer; tolerance cosine>=0.9\n")
 
 
 def test_the_api_writes_the_same_bytes(run: Run, model: Path) -> None:

@@ -127,6 +127,16 @@ def test_an_encoding_without_the_signs_is_no_error(folder: Path) -> None:
     assert json.loads(ended.stdout)["layers"][0]["name"] == "größe"
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["rewrite", "--help"], ["completion", "bash"]])
+def test_a_reader_of_help_that_goes_away(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "onnxlr", *arguments]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize("more", [[], ["--json"]])
 def test_a_reader_that_goes_away_does_not_stop_the_work(folder: Path, more: list[str]) -> None:
     onnx.save(classifier(), "m.onnx")

@@ -57,6 +57,15 @@ def test_tables_fit_and_say_what_was_found() -> None:
     assert FOUND.goal in whole
 
 
+def test_tools_that_fail_alike_share_a_line() -> None:
+    names = ("4 bits", "8 bits", "2 bits")
+    problems = ("it needs a package", "it needs a package", "it has no table")
+    failed = tuple(Contender(n, problem=p) for n, p in zip(names, problems, strict=True))
+    lines = printed(Findings("the least loss", (ORIGINAL, *failed), (), 3)).splitlines()
+    assert "4 bits; 8 bits: it needs a package" in lines
+    assert "2 bits: it has no table" in lines
+
+
 def test_nothing_that_was_compared_is_no_table() -> None:
     text = printed(Findings("the least loss", (), (), 3))
     assert text.splitlines() == ["goal  the least loss", "3 candidates of layers were measured"]

@@ -197,5 +197,8 @@ def _what_is_missing(error: ImportError) -> str:
     name = (error.name or "").partition(".")[0]
     if name and name != "onnxruntime":
         package = name.replace("_", "-")
-        return f"ONNX Runtime's tool needs the package {package}, which is not installed"
+        return (
+            f"ONNX Runtime's tool needs the package {package}, which is not installed "
+            f"(pip install {package})"
+        )
     return f"ONNX Runtime's tool cannot be imported: {in_one_line(error)}"
