@@ -58,14 +58,14 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def ended(process: subprocess.Popen[bytes], seconds: float, number: int) -> int:
-    """Send a signal after so long, and return how the process ended."""
+def ended(process: subprocess.Popen[bytes], seconds: float, number: int) -> tuple[int, str]:
+    """Send a signal after so long; return how the process ended, and what it said."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.send_signal(number)
-    process.communicate()
-    return process.returncode
+    _, said = process.communicate()
+    return process.returncode, said.decode()
 
 
 def interrupt_often(model: Path, folder: Path, times: int, more: tuple[str, ...]) -> None:
@@ -82,8 +82,9 @@ def interrupt_often(model: Path, folder: Path, times: int, more: tuple[str, ...]
     for number in range(times):
         sent = signal.SIGKILL if number % 3 else signal.SIGINT
         process = begin(model, output, "--cache", str(cache), *more)
-        code = ended(process, chance.uniform(0, longest), sent)
-        assert code in (ExitCode.DONE, -signal.SIGKILL, -signal.SIGINT, ExitCode.INTERRUPTED)
+        code, said = ended(process, chance.uniform(0, longest), sent)
+        expected_codes = (ExitCode.DONE, -signal.SIGKILL, -signal.SIGINT, ExitCode.INTERRUPTED)
+        assert code in expected_codes, said
         assert hashes(model.parent) == source
         if output.exists():
             assert {name: hashes(output.parent)[name] for name in expected} == expected

@@ -61,7 +61,7 @@ class _Cut:
     def __init__(self, reference: onnx.ModelProto, known: set[str]) -> None:
         graph = reference.graph
         self._makers = {name: node for node in graph.node for name in node.output if name}
-        self._constants = {tensor.name for tensor in graph.initializer}
+        self._constants = _constants(graph)
         self._taken: set[str] = set()
         self._known = known
         self.nodes: list[onnx.NodeProto] = []
@@ -75,7 +75,7 @@ class _Cut:
         """Return what a tensor is called in the cut, with all it is made of."""
         if not name:
             return name
-        if self._is_constant(name):
+        if name in self._constants:
             self._keep(name)
             return name
         inside = name in (piece.output, piece.site.output) or name not in self._known
@@ -93,19 +93,6 @@ class _Cut:
         self.nodes.append(node)
         return f"piece{number}.{name}"
 
-    def _is_constant(self, name: str) -> bool:
-        if name in self._constants:
-            return True
-        node = self._makers.get(name)
-        if node is None:
-            return False
-        if node.op_type == "Constant" or (
-            node.input and all(self._is_constant(one) for one in node.input if one)
-        ):
-            self._constants.add(name)
-            return True
-        return False
-
     def _keep(self, name: str) -> None:
         """Keep the nodes that make a constant, each once."""
         node = self._makers.get(name)
@@ -115,3 +102,16 @@ class _Cut:
         for one in node.input:
             self._keep(one)
         self.nodes.append(node)
+
+
+def _constants(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of initializers and of what is made of constants alone.
+
+    Nodes come after those whose outputs they take: one look at each will do, however deep a model.
+    """
+    found = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        inputs = [name for name in node.input if name]
+        if node.op_type == "Constant" or (node.input and found.issuperset(inputs)):
+            found.update(name for name in node.output if name)
+    return found
