@@ -133,11 +133,13 @@ def read_training_data(
     Raises
     ------
     DataError
-        If the data cannot be read or does not fit, what lies beside the inputs is not one row for
-        each sample, or nothing is left to train on or to judge by.
+        If the data cannot be read or does not fit, the model has no inputs, what lies beside the
+        inputs is not one row for each sample, or nothing is left to train on or to judge by.
     """
     if batch < 1:
         raise DataError(f"a batch of {batch} samples was asked for, expected 1 or more")
+    if not specs:
+        raise DataError(f"{label_of(source)}: the model takes no inputs, so that no sample matters")
     runs = _runs(source, specs, batch, beside)
     firsts = _fixed_sizes(specs)
     piece = _pooled(runs) if len(firsts) < 2 else None

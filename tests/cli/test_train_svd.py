@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from tests.cli.conftest import Run
 from tests.training.small_cnn import images, small_cnn
@@ -58,6 +59,18 @@ class TestTraining:
     @pytest.fixture(autouse=True)
     def torch_is_there(self) -> None:
         pytest.importorskip("torch", reason="training needs the extra onnxlr[train]")
+
+    @pytest.mark.usefixtures("task")
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_weights_that_are_no_numbers(self, run: Run, value: float) -> None:
+        model = onnx.load("model.onnx")
+        weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 2)
+        values = np.full(tuple(weight.dims), value, np.float32)
+        weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+        onnx.save(model, "model.onnx")
+        ended = run(*USUAL, "--steps", 3)
+        assert ended.code == 3
+        assert f"weight '{weight.name}' has {values.size:,} entries that are NaN" in ended.err
 
     def test_tables(self, run: Run, task: Path) -> None:
         ended = run(*USUAL, "--ratio", 0.5, "--steps", 8, "--dense", "dense.onnx")

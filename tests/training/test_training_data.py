@@ -100,6 +100,11 @@ def test_a_holdout_that_leaves_nothing_is_refused(holdout: float) -> None:
         read_training_data({"x": numbered(6)}, SPECS, 2, holdout)
 
 
+def test_a_model_without_inputs_has_nothing_to_learn_from() -> None:
+    with pytest.raises(DataError, match="the given data: the model takes no inputs"):
+        read_training_data({"x": numbered(6)}, [], 2, 0.5)
+
+
 def test_one_sample_cannot_be_divided() -> None:
     with pytest.raises(DataError, match="number of samples is 1, expected some to train on and ot"):
         read_training_data({"x": numbered(1)}, SPECS, 2, 0.1)

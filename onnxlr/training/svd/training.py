@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxlr.errors import ModelError
-from onnxlr.layers import Layer, find_layers
+from onnxlr.layers import Layer, find_layers, read_weight
 from onnxlr.methods import SvdOptions
 from onnxlr.model import Model
 from onnxlr.plan import Choice, Plan
@@ -69,7 +69,8 @@ class SvdTraining:
     UsageError
         If a pattern matches no layer.
     ModelError
-        If the model has nodes that torch cannot run, or no layer that could be factored.
+        If the model has nodes that torch cannot run, no layer that could be factored, or a weight
+        of NaN or infinity.
     """
 
     def __init__(self, opened: Model, request: SvdRequest, goal: Goal, device: Any = "cpu") -> None:
@@ -86,6 +87,7 @@ class SvdTraining:
         factored = {chosen.constant for chosen in self._chosen.values()}
         self._beside = selected(self.model, opened, "all").without(factored)
         for name, chosen in self._chosen.items():
+            read_weight(opened, chosen.layer)  # refused if it has numbers that are none
             like = self.model.constant(chosen.constant)
             stored = like.detach().cpu().double().numpy()
             self._put(name, Factors.of(chosen.placement.matrices(stored)), like)
