@@ -21,7 +21,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
 import onnx
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,9 +29,6 @@ if str(ROOT) not in sys.path:
 
 import onnxlr  # noqa: E402
 from onnxlr import cli  # noqa: E402
-from onnxlr.calibration import load_feeds, signature  # noqa: E402
-from onnxlr.calibration.importance import load_importance  # noqa: E402
-from onnxlr.calibration.random_inputs import random_feeds  # noqa: E402
 from onnxlr.layers import find_layers  # noqa: E402
 from onnxlr.model import open_model  # noqa: E402
 from onnxlr.model.saving import staging, write_model  # noqa: E402
@@ -43,6 +39,7 @@ from tests.fixtures import runnable_model  # noqa: E402
 from tests.model.everything import everything_model  # noqa: E402
 from tests.model.test_new_tensors import CASES  # noqa: E402
 from tools.fuzz_fields import change_bytes, change_values  # noqa: E402
+from tools.fuzz_files import damage_arrays, damage_statistics  # noqa: E402
 from tools.fuzz_models import fuzz_models  # noqa: E402
 from tools.fuzz_mutations import change_model  # noqa: E402
 from tools.fuzz_watch import Watch  # noqa: E402
@@ -163,7 +160,12 @@ def _damage(case: Case, name: str, place: Path, random: Random) -> Callable[[], 
     content, model = _bases()[name], place / "m.onnx"
     if case.stage == "lower" and random.random() < _ARRAYS_SHARE:
         model.write_bytes(content)
-        return random.choice((_damage_arrays, _damage_plan))(case, model, random)
+        made = random.choice((damage_arrays, damage_statistics, None))
+        if made is None:
+            return _damage_plan(case, model, random)
+        kind, act = made(model, case.number, random)
+        case.done.append(kind)
+        return act
     method = random.choice(METHODS)
     if case.stage == "run" and random.random() < 0.3:  # the original is what it was
         model.write_bytes(content)
@@ -198,32 +200,6 @@ def _damage_plan(case: Case, path: Path, random: Random) -> Callable[[], object]
         text = json.dumps(change_values(json.loads(text), random))
     path.with_name("plan.json").write_text(text, encoding="utf-8")
     return lambda: _follow(path, Plan.read(path.with_name("plan.json")))
-
-
-def _damage_arrays(case: Case, model: Path, random: Random) -> Callable[[], object]:
-    opened = open_model(model)
-    file = model.with_name("data.npz")
-    kind = random.choice(("data", "importance"))
-    case.done.append(kind)
-    if kind == "data":
-        arrays = _feeds(case, opened)
-    else:
-        weights = [layer.weight for layer in find_layers(opened) if layer.weight and layer.sites]
-        arrays = {weight.name: opened.read(weight.tensor) ** 2 for weight in weights}
-    save = random.choice((np.savez, np.savez_compressed))
-    with file.open("wb") as stream:
-        save(stream, **{str(k): v for k, v in arrays.items() if "/" not in k})
-    file.write_bytes(change_bytes(file.read_bytes(), random))
-    if kind == "importance":
-        return lambda: load_importance(file, find_layers(opened))
-    return lambda: list(load_feeds(file, signature(opened)))
-
-
-def _feeds(case: Case, opened: onnxlr.Model) -> dict[str, Any]:
-    try:
-        return dict(next(random_feeds(opened, case.number))[1][0])
-    except onnxlr.DataError:  # an input that is no tensor
-        return {"x": np.zeros((2, 16), np.float32)}
 
 
 def _lower(path: Path, method: Mapping[str, Any]) -> None:
