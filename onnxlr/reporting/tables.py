@@ -111,6 +111,8 @@ def print_rewrite(console: Console, result: RewriteResult) -> None:
         console.print(f"[yellow]Nothing was rewritten[/]: {shown(str(result.output))} is a copy.")
     else:
         failed = "" if result.report.passed else " although it does not hold what was asked"
+        if ratio > 1:
+            failed = f", which is larger than before{failed}"
         console.print(
             f"[{'yellow' if failed else 'green'}]Wrote[/] {shown(str(result.output))}: "
             f"{size_of(result.bytes_before)} → {size_of(result.bytes_after)} ({ratio:.1%}){failed}"

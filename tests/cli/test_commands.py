@@ -205,6 +205,15 @@ def test_nothing_to_rewrite_copies_and_says_so(run: Run, model: Path) -> None:
     assert quiet.err.count("\n") == 1
 
 
+def test_a_file_that_grows_is_told(run: Run, model: Path) -> None:
+    # The plan it carries takes more than the factors of so small a layer save.
+    arguments = ("--rank", 6, "--layers", "head", "--tolerance", "cosine>=0", "-o", "l.onnx")
+    ended = run("rewrite", model, *arguments)
+    assert Path("l.onnx").stat().st_size > model.stat().st_size
+    assert " ".join(ended.out.split()).endswith("%), which is larger than before")
+    assert "larger than before" not in run("rewrite", model, "--rank", 4).out
+
+
 def test_the_heading_says_what_was_asked(run: Run, model: Path) -> None:
     ended = run("rewrite", model, "--method", "quantize", "--format", "int8")
     assert ended.out.startswith("quantize, int8\n")
