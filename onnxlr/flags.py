@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, make_dataclass
 from functools import reduce
-from inspect import getdoc, signature
+from inspect import getdoc
 from itertools import takewhile
 from operator import or_
 from pathlib import Path
@@ -50,7 +50,6 @@ __all__ = [
     "Wanted",
     "files_among",
     "given",
-    "options_given",
     "with_method_flags",
 ]
 
@@ -297,34 +296,3 @@ def files_among(*sources: object) -> list[Path]:
     texts = [str(source) for source in sources if isinstance(source, str | Path)]
     # Path.exists raises for names that are too long
     return [Path(text) for text in texts if os.path.exists(text)]  # noqa: PTH110
-
-
-def options_given(command: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the options that differ from what they are if not given, as one writes them.
-
-    Parameters
-    ----------
-    command
-        The function of a command.
-    values
-        Its arguments by name.
-    """
-    found: dict[str, str] = {}
-    for name, parameter in signature(command).parameters.items():
-        value = values[name]
-        if is_dataclass(value):
-            for one in fields(value):
-                found |= _option(one.name, getattr(value, one.name), one.default)
-        elif parameter.kind is parameter.KEYWORD_ONLY:
-            found |= _option(name, value, parameter.default)
-    return found
-
-
-def _option(name: str, value: Any, default: Any) -> dict[str, str]:
-    if value is None or value == default:
-        return {}
-    flag = name.removeprefix("as_").replace("_", "-")
-    if isinstance(value, bool):
-        return {f"--{'' if value else 'no-'}{flag}": ""}
-    several = isinstance(value, Sequence) and not isinstance(value, str)
-    return {f"--{flag}": " ".join(map(str, value)) if several else str(value)}

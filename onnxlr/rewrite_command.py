@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +32,6 @@ from onnxlr.flags import (
     Wanted,
     files_among,
     given,
-    options_given,
     with_method_flags,
 )
 from onnxlr.methods import METHODS
@@ -108,7 +110,7 @@ def rewrite(
     as_json
         Print that JSON instead of tables.
     """
-    origin = Origin(model, options_given(rewrite, locals()))
+    origin = Origin(model, _options_given(rewrite, locals()))
     _check_outputs(output, report, model, plan, data, known)
     asked = f"plan {plan}" if plan else _budget(method, flags, fitting, wanted, known)
     held_to = f"; tolerance {tolerance}" if tolerance else ""
@@ -189,3 +191,34 @@ def _budget(method: str | None, flags: Any, fitting: Fitting, wanted: Wanted, kn
         return ", ".join([method, *kept_as])
     where = "for all layers together" if fitting.allocate == "global" else "per layer"
     return f"{', '.join([method, *kept_as, *budget])} {where}"
+
+
+def _options_given(command: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options that differ from what they are if not given, as one writes them.
+
+    Parameters
+    ----------
+    command
+        The function of a command.
+    values
+        Its arguments by name.
+    """
+    found: dict[str, str] = {}
+    for name, parameter in signature(command).parameters.items():
+        value = values[name]
+        if is_dataclass(value):
+            for one in fields(value):
+                found |= _option(one.name, getattr(value, one.name), one.default)
+        elif parameter.kind is parameter.KEYWORD_ONLY:
+            found |= _option(name, value, parameter.default)
+    return found
+
+
+def _option(name: str, value: Any, default: Any) -> dict[str, str]:
+    if value is None or value == default:
+        return {}
+    flag = name.removeprefix("as_").replace("_", "-")
+    if isinstance(value, bool):
+        return {f"--{'' if value else 'no-'}{flag}": ""}
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    return {f"--{flag}": " ".join(map(str, value)) if several else str(value)}
