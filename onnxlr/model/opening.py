@@ -129,6 +129,6 @@ def _check(model: Model) -> None:
     except onnx.checker.ValidationError as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{model.name}: fails ONNX's checker: {reason}") from None
-    except (ValueError, RuntimeError, shape_inference.InferenceError) as error:
+    except (ValueError, RuntimeError, LookupError, shape_inference.InferenceError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{model.name}: ONNX's checker cannot read it: {reason}") from None

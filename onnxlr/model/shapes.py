@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import onnx
 from onnx import TensorProto, shape_inference
 
+from onnxlr.model.confined import confined
 from onnxlr.model.growth import Growth
+from onnxlr.model.scopes import scopes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +20,16 @@ __all__ = ["Dim", "TensorType", "infer_types"]
 
 Dim = int | str | None
 """A known size, a symbol, or nothing known."""
+
+_ROOM = 1 << 30
+_FOLD = 50
+"""Bytes that shape inference may take, and how many for each of the model without its weights."""
+
+_FAILURES = (RuntimeError, ValueError, MemoryError, IndexError, OverflowError)
+"""What becomes of exceptions of C++."""
+
+_TERM = rb"[A-Za-z ]*(?:\.\.\.[A-Za-z ]*)?"
+_EQUATION = re.compile(rb"%b(?:,%b)*(?:->%b)?" % (_TERM, _TERM, _TERM))
 
 _SHAPE_LIKE = 1024
 """Tensors up to this many bytes keep their values: they may be the shape a Reshape needs."""
@@ -64,15 +77,17 @@ def infer_types(model: onnx.ModelProto) -> Mapping[str, TensorType]:
     """Return the types of the main graph's tensors by name.
 
     Shape inference sees the model without its weights, so a model of any size can be asked. Where
-    it fails (operators it does not know are no failure), or would not end in reasonable time and
-    memory, only what the file states is returned.
+    it fails (operators it does not know are no failure), or would not end in reasonable time or
+    memory (it lists the dimensions of what could be a shape, however many are stated), only what
+    the file states is returned.
     """
     bare = _without_weights(model)
     growth = Growth(bare)
-    if growth.allows_shapes and not _convolves_rows(bare):
+    if growth.allows_shapes and not _convolves_rows(bare) and not _has_odd_equation(model):
         try:
-            bare = shape_inference.infer_shapes(bare, data_prop=growth.allows_values)
-        except (shape_inference.InferenceError, RuntimeError, ValueError):
+            with confined(_ROOM + _FOLD * bare.ByteSize()):
+                bare = shape_inference.infer_shapes(bare, data_prop=growth.allows_values)
+        except (shape_inference.InferenceError, *_FAILURES):
             bare = _without_weights(model)
     values = (*bare.graph.input, *bare.graph.value_info, *bare.graph.output)
     types = {value.name: TensorType.of(value) for value in values}
@@ -93,6 +108,17 @@ def _convolves_rows(bare: onnx.ModelProto) -> bool:
     }
     windowed = (node for node in bare.graph.node if node.op_type in _WINDOWED and node.input)
     return any(ranks.get(node.input[0], _LEAST_RANK) < _LEAST_RANK for node in windowed)
+
+
+def _has_odd_equation(model: onnx.ModelProto) -> bool:
+    """Return whether an Einsum is of what is no equation; on some, shape inference never ends."""
+    return any(
+        attribute.name == "equation" and not _EQUATION.fullmatch(attribute.s)
+        for scope in scopes(model)
+        for node in scope.graph.node
+        if node.op_type == "Einsum"
+        for attribute in node.attribute
+    )
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
