@@ -76,7 +76,7 @@ def test_equations_that_are_none(folder: Path, equation: bytes) -> None:
     assert "layer" in run_alone(["inspect", "bad.onnx"], 0)
 
 
-@pytest.mark.parametrize("equation", ["ij,jk->ik", "...j, jk -> ...k", "ij,jk", "i...,...->"])
+@pytest.mark.parametrize("equation", ["ij,jk->ik", "...j, jk -> ...k", "ij,jk", "ij, jk->"])
 def test_shapes_behind_equations_are_inferred(equation: str) -> None:
     node = helper.make_node("Einsum", ["x", "v"], ["s"], equation=equation)
     model = followed_by_a_layer(node, [], {"v": np.ones((4, 4), np.float32)})
