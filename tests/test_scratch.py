@@ -115,10 +115,14 @@ INTERRUPTED = """
 import os, shutil, signal, sys, tempfile
 from onnxlr.scratch import Scratch
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
+interrupts = [signal.SIGINT]
+
 def interrupting(function, after):
     def interrupt(*given, **named):
         found = function(*given, **named) if after else None
-        os.kill(os.getpid(), signal.SIGINT)
+        if interrupts:
+            os.kill(os.getpid(), interrupts.pop())
         for _ in range(1000):  # so that it would be heard here
             pass
         return found if after else function(*given, **named)

