@@ -23,7 +23,7 @@ from tests.classifier import classifier, samples, weight
 from tests.onelayer import distance
 from tests.planned import DATA, count_time, rewrite
 
-WIDE = {"w1": weight(24, 400, 1), "w2": weight(400, 400, 2), "w3": weight(400, 10, 3)}
+WIDE = {"w1": weight(24, 160, 1), "w2": weight(160, 160, 2), "w3": weight(160, 10, 3)}
 """Weights that are large enough to lie in a file of their own when they are written."""
 
 LIMIT = 6000
@@ -87,7 +87,7 @@ def logits(file: Path, x: np.ndarray) -> np.ndarray:
     return np.asarray(session.run(None, {"x": x})[0])
 
 
-@pytest.mark.parametrize("isolate", [False, True])
+@pytest.mark.parametrize("isolate", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_is_planned_is_that_of_the_model_in_one_file(
     model: Path, tmp_path: Path, isolate: bool
 ) -> None:
@@ -182,10 +182,10 @@ def test_models_too_big_for_one_file_are_built_and_measured(
 def test_a_layer_that_no_message_holds_is_left_alone(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparing, "_LARGEST", 400 * 400 * 4)
+    monkeypatch.setattr(preparing, "_LARGEST", 160 * 160 * 4)
     result = rewrite(model, tmp_path / "o.onnx", goal="size")
     reason = str(result.plan.layers["second"].reason)
-    assert reason.startswith("its weight takes 640,000 bytes, and method auto measures layers of")
+    assert reason.startswith("its weight takes 102,400 bytes, and method auto measures layers of")
     assert [name for name, c in result.plan.layers.items() if not c.keeps] == ["first", "head"]
 
 
