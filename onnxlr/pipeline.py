@@ -95,7 +95,7 @@ def observe(
     """
     opened = open_source(model)
     if output is not None:
-        check_output(Path(output), opened.path)
+        check_output(Path(output), *opened.files)
     found = observe_layers(
         opened,
         find_layers(opened),
@@ -449,7 +449,6 @@ def _output(source: Model, output: str | Path | None, plan: Plan | str | Path | 
         path = source.path.with_suffix(".onnxlr.onnx")
     else:
         raise UsageError("a model without a file needs an output path")
-    data = (source.directory / location for location in source.external_files())
     plan_file = None if plan is None or isinstance(plan, Plan) else Path(plan)
-    check_output(path, source.path, plan_file, *data)
+    check_output(path, plan_file, *source.files)
     return path

@@ -35,7 +35,7 @@ from onnxlr.flags import (
     with_method_flags,
 )
 from onnxlr.methods import METHODS
-from onnxlr.model.saving import check_output
+from onnxlr.model import check_beside
 from onnxlr.planning.asking import AUTO, Aims, method_of
 from onnxlr.reporting import print_findings, print_rewrite, shown, to_document
 from onnxlr.reporting.page import Origin, check_report
@@ -169,7 +169,7 @@ def _check_outputs(
     read = (*files_among(data), *known.files)
     for path in (output, report):
         if path is not None:
-            check_output(path, model, plan, *read)
+            check_beside(path, model, plan, *read)
     if report is not None:
         written = output if output is not None else model.with_suffix(".onnxlr.onnx")
         if report.resolve() == written.resolve():

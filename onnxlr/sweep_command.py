@@ -13,6 +13,7 @@ from onnxlr.choices import DataName, GoalName, Measure, TargetName
 from onnxlr.console import at_work, out, print_json
 from onnxlr.errors import UsageError
 from onnxlr.flags import WHOLE, Json, Patterns, Quiet, Seed, Threads, files_among
+from onnxlr.model import check_beside
 from onnxlr.reporting import shown, to_document
 from onnxlr.reporting.sweep import print_sweep, summarise_sweep
 from onnxlr.reporting.sweep_plot import check_plot, write_plot
@@ -105,6 +106,7 @@ def sweep(
         raise UsageError("--budgets needs a number or more, such as --budgets 0.01 0.05")
     if plot is not None:
         check_plot(plot, model, *files_among(calibration, holdout, statistics, cache))
+        check_beside(plot, model)
     with at_work(quiet, threads) as progress:
         found = sweeping.sweep(
             model,

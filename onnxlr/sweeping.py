@@ -120,7 +120,7 @@ def _check_folder(folder: Path, source: Model, limits: Sequence[Limit]) -> None:
     """Refuse, before any work, a folder that plans cannot be written to; raises OutputError."""
     if folder.is_dir():
         for limit in limits:
-            check_output(folder / _file(source, limit.drop), source.path)
+            check_output(folder / _file(source, limit.drop), *source.files)
     elif folder.exists():
         raise OutputError(f"{folder}: is no folder, expected one to write plans to")
     elif not folder.absolute().parent.is_dir():

@@ -25,8 +25,7 @@ def check_beside(output: Path, model: Path, *inputs: Path | None) -> None:
     """
     check_output(output, model, *inputs)
     if output.exists():
-        opened = open_model(model, check=False)
-        check_output(output, *(opened.directory / name for name in opened.external_files()))
+        check_output(output, *open_model(model, check=False).files)
 
 
 ModelSource = str | Path | bytes | onnx.ModelProto | Model

@@ -12,7 +12,7 @@ from onnxlr.choices import DataName, Device
 from onnxlr.console import at_work, out, publish
 from onnxlr.errors import OutputError, VerificationError
 from onnxlr.flags import WHOLE, Json, Quiet, Seed, Switch, Threads
-from onnxlr.model.saving import check_output
+from onnxlr.model import check_beside
 from onnxlr.reporting import to_document
 from onnxlr.reporting.page import check_report
 from onnxlr.reporting.training import print_tuning
@@ -118,7 +118,8 @@ def tune(
     """
     written = rewritten.with_suffix(".tuned.onnx") if output is None else output
     if report is not None:
-        check_output(report, original, rewritten)
+        check_beside(report, original)
+        check_beside(report, rewritten)
         if report.resolve() == written.resolve():
             raise OutputError(f"{report}: is both the report and the model to write")
         check_report(report, may_be_page=False)

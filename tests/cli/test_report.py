@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -83,6 +84,27 @@ def test_without_jinja2_the_extra_is_named(
 def test_a_page_is_never_written_over_what_is_read(refused: Refused, model: Path) -> None:
     Path("m.html").write_bytes(model.read_bytes())
     refused(["rewrite", "m.html", "--rank", 4, "--report", "m.html"], 2, ["is the input"])
+
+
+@pytest.mark.parametrize(
+    ("weights", "command"),
+    [
+        ("w.json", ["rewrite", "--rank", 4, "--report"]),
+        ("w.json", ["tune", "--data", "d.npz", "--report"]),
+        ("w.png", ["sweep", "--calibration", "d.npz", "--plot"]),
+    ],
+)
+def test_nothing_is_written_over_the_weights_beside_a_model(
+    refused: Refused, model: Path, weights: str, command: list[Any]
+) -> None:
+    onnx.save(
+        onnx.load(model), "out.onnx", save_as_external_data=True, location=weights, size_threshold=0
+    )
+    before = Path(weights).read_bytes()
+    verb, *flags = command
+    given = [verb, model, "out.onnx", *flags] if verb == "tune" else [verb, "out.onnx", *flags]
+    refused([*given, weights], 2, [weights, "is the input"])
+    assert Path(weights).read_bytes() == before
 
 
 @pytest.mark.usefixtures("_jinja2")
