@@ -137,7 +137,7 @@ def speech(rate: int, seed: int) -> dict[str, Array]:
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("rates", [(16000,), (16000, 8000)])
+@pytest.mark.parametrize("rates", [pytest.param((16000,), marks=pytest.mark.slow), (16000, 8000)])
 def test_vad_whose_layers_are_in_branches(rates: tuple[int, ...], tmp_path: Path) -> None:
     """What runs is a question of the sampling rate: layers of the other branch are not observed."""
     file, output = path_of("silero-vad"), tmp_path / "o.onnx"

@@ -164,6 +164,7 @@ def test_bytes_are_those_of_a_file_that_is_written(tmp_path):
     assert row.shape == (128, 160)
 
 
+@pytest.mark.slow
 def test_footprints_are_of_both_modes(tmp_path):
     task = product_task(tmp_path, 256, 256)
     rows = list(footprints(task.model, tmp_path, 3.0, [LAYER], task.timing))
@@ -292,6 +293,7 @@ def test_parts_that_are_not_measured_stay_as_they_were(tmp_path, monkeypatch, ca
     assert capsys.readouterr().out == shown
 
 
+@pytest.mark.slow
 def test_the_whole_model_is_measured_and_a_fit_that_fails_is_told(
     pictures, tmp_path, monkeypatch, capsys
 ):

@@ -228,6 +228,7 @@ def test_parts_that_are_not_measured_stay_as_they_were(tmp_path, capsys):
     assert capsys.readouterr().out == shown
 
 
+@pytest.mark.slow
 def test_the_model_is_measured_with_its_peers_in_the_same_rounds(tmp_path, monkeypatch, capsys):
     def fail(_model, _output):
         raise RuntimeError("no such kernel")

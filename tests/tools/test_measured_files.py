@@ -109,6 +109,7 @@ def test_files_are_timed_together_against_the_original(bench):
         assert result.milliseconds > 0
 
 
+@pytest.mark.slow
 def test_a_plan_is_followed_for_another_target_and_counts_add_up(tmp_path):
     task = product_task(tmp_path)
     bench = Bench.prepare(task, tmp_path / "made", rounds=2)

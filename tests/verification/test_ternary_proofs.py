@@ -96,7 +96,10 @@ def other_codes(function: onnx.FunctionProto) -> None:
 # --- both ways -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("activations", "isolate"), [(FLOATS, False), (INT8, False), (INT8, True)])
+SLOW = pytest.param(INT8, True, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("activations", "isolate"), [(FLOATS, False), (INT8, False), SLOW])
 def test_both_ways_are_run_and_proved(
     tmp_path: Path, library: str, activations: str, isolate: bool
 ) -> None:
@@ -228,7 +231,7 @@ def test_a_function_that_cannot_be_loaded_is_named(tmp_path: Path, library: str)
 # --- one way only --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("activations", "isolate"), [(FLOATS, False), (INT8, False), (INT8, True)])
+@pytest.mark.parametrize(("activations", "isolate"), [(FLOATS, False), (INT8, False), SLOW])
 @pytest.mark.usefixtures("off")
 def test_without_the_library_functions_are_proved_and_that_is_said(
     tmp_path: Path, activations: str, isolate: bool
