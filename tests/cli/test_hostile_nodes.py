@@ -227,7 +227,7 @@ RUN = {
     "a huge group",
     "a kernel of nothing",
 }
-"""Lies that only ONNX Runtime finds, in processes of its own; "a group that does not divide", too."""
+"""Lies that only ONNX Runtime finds, in other processes; one more stays for every day."""
 
 
 @pytest.mark.parametrize(
