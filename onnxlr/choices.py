@@ -42,7 +42,7 @@ def one_of(known: Iterable[Any]) -> Any:
     return Literal[tuple(dict.fromkeys(known))]
 
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # which knows no types that are made of values
     Activations: TypeAlias = str
     Allocation: TypeAlias = str
     AnyMethod: TypeAlias = str

@@ -52,7 +52,10 @@ SAID = [
     ("verify m.onnx", "REWRITTEN is missing; usage: onnxlr verify ORIGINAL REWRITTEN [OPTIONS]"),
     (
         "observe m.onnx --output s.npz",
-        "--calibration is missing; usage: onnxlr observe MODEL --calibration CALIBRATION --output OUTPUT [OPTIONS]",  # noqa: E501
+        (
+            "--calibration is missing; usage: onnxlr observe MODEL --calibration CALIBRATION "
+            "--output OUTPUT [OPTIONS]"
+        ),
     ),
     (
         "inspect m.onnx n.onnx",
